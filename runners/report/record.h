@@ -1,10 +1,10 @@
 #pragma once
 
-#include "operators/error.h"
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+#include "operators/error.h"
 
 namespace transpool {
 
@@ -41,10 +41,13 @@ struct Record {
   Json details = Json::object();  ///< free-form findings: resolved backends, FLOP differences by name, data counts ...
 };
 
+/// A value that is not finite is written as null and read back as NaN.
 Json to_json(const Summary& summary);
-Summary summary_from_json(const Json& json);
 Json to_json(const Record& record);
-Record record_from_json(const Json& json);
+
+/// Throw UsageError naming `where`, the JSON pointer and the nearest known key.
+Summary summary_from_json(const Json& json, const Where& where = {});
+Record record_from_json(const Json& json, const Where& where = {});
 
 /// The summary of that name, or nullptr.
 const Summary* find_summary(const Record& record, const std::string& name);
