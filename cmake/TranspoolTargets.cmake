@@ -2,9 +2,29 @@
 # Shared, so that files which only register a variant are kept, and so that a plug-in finds the same registry.
 # transpool_settings(TARGET): warnings, sanitizers and the shared precompiled header.
 
+# Some linkers drop a shared library that no symbol is taken from, and with it the variants that it registers. A library
+# linked as $<LINK_LIBRARY:keep,NAME> stays.
+set(CMAKE_LINK_LIBRARY_USING_keep_SUPPORTED TRUE)
+set(CMAKE_LINK_LIBRARY_USING_keep "LINKER:--push-state,--no-as-needed" "<LINK_ITEM>" "LINKER:--pop-state")
+
 function(transpool_settings target)
   target_include_directories(${target} PUBLIC ${CMAKE_SOURCE_DIR})
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -fopenmp-simd>)
+  # What GCC's optimizer guesses about inlined library code is no error, and of GCC 12's guesses about std::string
+  # (GCC bug 105651) nothing is said at all.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    foreach(guess restrict stringop-overflow stringop-overread array-bounds maybe-uninitialized free-nonheap-object)
+      target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-error=${guess}>)
+    endforeach()
+    if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+      target_compile_options(${target} PRIVATE
+        $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict -Wno-stringop-overflow -Wno-array-bounds>)
+    endif()
+  endif()
+  # Messages and debug information name files as they lie in the tree, not as they lie on the machine that built it.
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>)
   if(TRANSPOOL_WERROR)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
   endif()
@@ -18,8 +38,15 @@ function(transpool_settings target)
   endif()
   target_link_libraries(${target} PUBLIC ${TORCH_LIBRARIES} fmt::fmt-header-only nlohmann_json::nlohmann_json)
   set_target_properties(${target} PROPERTIES
+    DEFINE_SYMBOL ""  # one precompiled header for all targets: they must not differ in a macro
     BUILD_RPATH_USE_ORIGIN OFF
     INSTALL_RPATH "$ORIGIN:$ORIGIN/../lib")
+  # A precompiled header fits only what is compiled as position-independently as it was: programs like libraries.
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL "EXECUTABLE")
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${target} PRIVATE -fPIC)
+  endif()
   if(NOT target STREQUAL transpool_operators)
     target_precompile_headers(${target} REUSE_FROM transpool_operators)
   endif()
@@ -33,5 +60,7 @@ function(transpool_library target)
   endif()
   add_library(${target} SHARED ${sources} ${cuda_sources})
   transpool_settings(${target})
-  target_link_libraries(${target} PUBLIC ${ARGN})
+  foreach(dependency ${ARGN})
+    target_link_libraries(${target} PUBLIC $<LINK_LIBRARY:keep,${dependency}>)
+  endforeach()
 endfunction()

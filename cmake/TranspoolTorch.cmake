@@ -68,5 +68,10 @@ else()
   message(STATUS "No CUDA kernels")
 endif()
 
+# Folders of an MKL that is not there would end up in every run path.
+if(TARGET caffe2::mkl)
+  set_property(TARGET caffe2::mkl PROPERTY INTERFACE_LINK_DIRECTORIES "")
+endif()
+
 # LibTorch's own flags carry only its ABI and include folders; ours are set per target.
 set(CMAKE_CUDA_FLAGS "")

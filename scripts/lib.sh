@@ -35,7 +35,10 @@ heartbeat() { # LOG
 # The lines of a log that say why: compiler and package errors if there are any, else its end.
 reason() { # LOG
   local errors
-  errors=$(grep -n -m 6 -A 4 -E 'error:|^ERROR|^E: |CMake Error|FAILED:|No space left|Killed' -- "$1" | cut -c 1-300) || true
+  errors=$({
+    grep -m 1 -E 'CERTIFICATE_VERIFY_FAILED|NewConnectionError|ReadTimeoutError|Could not resolve' -- "$1"
+    grep -m 6 -A 4 -E 'error:|^ERROR|^E: |CMake Error|No space left|Killed' -- "$1" | grep -v -E '^(FAILED: |/[^ ]*/(c\+\+|g\+\+|nvcc) |: && )'
+  } | cut -c 1-400) || true
   if [[ -n $errors ]]; then
     printf '%s\n' "$errors" | head -n 24
   else
