@@ -80,3 +80,17 @@ run_step() {
   fi
   say "  done in $((SECONDS - begun)) s"
 }
+
+# new_folder DIR: makes way for a new set of results. What an earlier call left there is kept once, as DIR.previous; a
+# folder that holds something else is left alone.
+new_folder() {
+  local folder=$1
+  if [[ -e $folder ]]; then
+    [[ -f $folder/report.json || -f $folder/records.jsonl || -z $(ls -A -- "$folder") ]] ||
+      stop "$folder exists and holds no report" "Move it away, or choose another place."
+    rm -rf -- "$folder.previous"
+    mv -- "$folder" "$folder.previous"
+    say "  the earlier results are now in $folder.previous"
+  fi
+  mkdir -p -- "$(dirname -- "$folder")"
+}
