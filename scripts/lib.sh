@@ -8,8 +8,20 @@ started=$SECONDS
 
 say() { printf '%s\n' "$*"; }
 
+# On the way out: no background process stays, and setup never ends without a word of why.
+beat='' explained=yes
+leave() {
+  local status=$?
+  [[ -z $beat ]] || kill "$beat" 2>/dev/null || true
+  if ((status != 0)) && [[ -z $explained ]]; then
+    printf '%s: stopped with exit code %s before it was done\n' "${0##*/}" "$status" >&2
+  fi
+}
+trap leave EXIT
+
 # stop MESSAGE [REMEDY]: a wrong call or a missing piece; nothing was done.
 stop() {
+  explained=yes
   printf '%s: %s\n' "${0##*/}" "$1" >&2
   if [[ -n ${2:-} ]]; then printf '  %s\n' "$2" >&2; fi
   exit 2
@@ -20,6 +32,7 @@ need_value() { (($2 > 1)) || stop "$1 needs a value" "See ${0##*/} --help"; }
 
 # A sign of life for long steps: one line that is redrawn on a terminal, a line a minute elsewhere.
 heartbeat() { # LOG
+  trap - EXIT
   local begun=$SECONDS last width
   width=$(($(tput cols 2>/dev/null || echo 100) - 12))
   while sleep "$([[ -t 1 ]] && echo 1 || echo 60)"; do
@@ -48,16 +61,16 @@ reason() { # LOG
 
 # run_step NAME REMEDY COMMAND...: runs a command with its output in a log, and explains a failure.
 run_step() {
-  local name=$1 remedy=$2 begun=$SECONDS status=0 beat log
+  local name=$1 remedy=$2 begun=$SECONDS status=0 log
   shift 2
   log=$logs/$(tr 'A-Z /' 'a-z--' <<<"$name").log
   mkdir -p -- "$logs"
+  : >"$log"
   heartbeat "$log" &
   beat=$!
-  # shellcheck disable=SC2064 # the process is known now
-  trap "kill $beat 2>/dev/null || true" EXIT
   set +e
   (
+    trap - EXIT
     set -e
     "$@"
   ) >"$log" 2>&1 </dev/null
@@ -65,9 +78,15 @@ run_step() {
   set -e
   kill "$beat" 2>/dev/null || true
   wait "$beat" 2>/dev/null || true
-  trap - EXIT
+  beat=''
   if [[ -t 1 ]]; then printf '\r\033[K'; fi
+  if ((status == 130)); then
+    explained=yes
+    say "Interrupted: $name. Running it again goes on from here." >&2
+    exit 130
+  fi
   if ((status != 0)); then
+    explained=yes
     {
       say ""
       say "FAILED: $name, after $((SECONDS - begun)) s (exit code $status)"
