@@ -9,7 +9,8 @@ set(CMAKE_LINK_LIBRARY_USING_keep "LINKER:--push-state,--no-as-needed" "<LINK_IT
 
 function(transpool_settings target)
   target_include_directories(${target} PUBLIC ${CMAKE_SOURCE_DIR})
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -fopenmp-simd>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-missing-field-initializers
+    -fopenmp-simd>)
   # What GCC's optimizer guesses about inlined library code is no error, and of GCC 12's guesses about std::string
   # (GCC bug 105651) nothing is said at all.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
