@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <numeric>
+#include <map>
 #include <set>
 
 namespace transpool {
@@ -284,12 +284,13 @@ class Baselines {
 };
 
 /// Compares seed with seed: the ratio is the geometric mean over the pairs.
-void compare(TableFigure& figure, const TableCell& cell, const TableMetric& metric, const Baselines& baselines) {
+void compare(TableFigure& figure, const Entries& entries, const TableMetric& metric, const Baselines& baselines) {
   if (!figure.present) return;
   std::vector<const Summary*> ours;
   std::vector<const Summary*> theirs;
   double logarithms = 0;
-  for (const auto* record : cell.records) {
+  for (const auto& entry : entries) {
+    const auto* record = entry.record;
     if (baselines.is_baseline(*record)) {
       figure.verdict = Verdict::baseline;
       return;
@@ -314,7 +315,7 @@ TableCell make_cell(const Entries& entries, const std::vector<TableMetric>& metr
   TableCell cell;
   for (const auto& entry : entries) {
     const auto& record = *entry.record;
-    cell.records.push_back(&record);
+    cell.records.push_back({record.id, record.status, record.reason, !record.summaries.empty()});
     if (record.status == Status::ok) ++cell.ok;
     if (!cell.status || *cell.status == Status::ok) cell.status = record.status;
     const auto* other = baselines.of(record);
@@ -322,10 +323,10 @@ TableCell make_cell(const Entries& entries, const std::vector<TableMetric>& metr
   }
   for (const auto& metric : metrics) {
     std::vector<const Summary*> summaries;
-    for (const auto* record : cell.records)
-      if (const auto* summary = summary_of(*record, metric)) summaries.push_back(summary);
+    for (const auto& entry : entries)
+      if (const auto* summary = summary_of(*entry.record, metric)) summaries.push_back(summary);
     cell.figures.push_back(average(summaries));
-    compare(cell.figures.back(), cell, metric, baselines);
+    compare(cell.figures.back(), entries, metric, baselines);
   }
   return cell;
 }

@@ -4,7 +4,6 @@
 #include "runners/report/report.h"
 
 #include <limits>
-#include <map>
 
 namespace transpool {
 
@@ -38,9 +37,17 @@ struct TableFigure {
   double ratio = std::numeric_limits<double>::quiet_NaN();  ///< improvement over the baseline: above 1 is better
 };
 
+/// What a table tells of a record.
+struct TableRecord {
+  std::string id;
+  Status status = Status::ok;
+  std::string reason;
+  bool measured = false;  ///< it carries a summary
+};
+
 /// The records of one row and one value of the column axis, with a figure for each metric.
 struct TableCell {
-  std::vector<const Record*> records;
+  std::vector<TableRecord> records;
   std::size_t ok = 0;                          ///< how many of them are ok
   std::optional<Status> status = {};           ///< of the first that is not ok, else ok; nothing for a cell without records
   std::optional<Status> baseline_status = {};  ///< where the baseline itself is not ok
@@ -68,7 +75,7 @@ struct Table {
   std::vector<std::string> notes;  ///< what a reader must know to read the figures
 };
 
-/// The table points into `reports`. Throws UsageError for an unknown axis or metric, with the nearest known name.
+/// Throws UsageError for an unknown axis or metric, with the nearest known name.
 Table make_table(const std::vector<NamedReport>& reports, const TableRequest& request);
 
 /// "1.82x faster", "same", "baseline", "" ...

@@ -4,8 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
-#include <set>
+#include <map>
 
 namespace transpool {
 namespace {
@@ -42,7 +43,7 @@ std::string figure_text(const TableCell& cell, const TableFigure& figure) {
   if (figure.present) return display_figure(figure.value, figure.interval).value;
   if (*cell.status != Status::ok) return to_string(*cell.status);
   const bool measured =
-      std::any_of(cell.records.begin(), cell.records.end(), [](const Record* r) { return !r->summaries.empty(); });
+      std::any_of(cell.records.begin(), cell.records.end(), [](const TableRecord& record) { return record.measured; });
   return measured ? "-" : "ok";
 }
 
@@ -83,7 +84,7 @@ bool shows_ratio(const Table& table, std::size_t metric) {
 std::vector<std::string> ids_of(const TableRow& row) {
   std::vector<std::string> ids;
   for (const auto& cell : row.cells)
-    for (const auto* record : cell.records) ids.push_back(record->id);
+    for (const auto& record : cell.records) ids.push_back(record.id);
   return ids;
 }
 
@@ -96,7 +97,7 @@ std::size_t id_length(const Table& table) {
 
 std::string short_ids(const TableCell& cell, std::size_t length) {
   std::vector<std::string> ids;
-  for (const auto* record : cell.records) ids.push_back(record->id.substr(0, length));
+  for (const auto& record : cell.records) ids.push_back(record.id.substr(0, length));
   return join(ids, " ");
 }
 
@@ -161,11 +162,11 @@ std::vector<std::string> problems(const Table& table) {
   std::map<std::string, std::vector<std::string>> ids;
   for (const auto& row : table.rows)
     for (const auto& cell : row.cells)
-      for (const auto* record : cell.records) {
-        if (record->status == Status::ok) continue;
-        const auto reason = to_string(record->status) + ": " + first_line(record->reason, 100);
+      for (const auto& record : cell.records) {
+        if (record.status == Status::ok) continue;
+        const auto reason = to_string(record.status) + ": " + first_line(record.reason, 100);
         if (!ids.contains(reason)) reasons.push_back(reason);
-        ids[reason].push_back(record->id.substr(0, length));
+        ids[reason].push_back(record.id.substr(0, length));
       }
   std::vector<std::string> lines;
   for (std::size_t i = 0; i < std::min(reasons.size(), most_problems); ++i)
@@ -405,9 +406,9 @@ Json cell_to_json(const Table& table, const TableCell& cell, std::size_t column)
   json["status"] = cell.status ? Json(to_string(*cell.status)) : Json(nullptr);
   json["records"] = Json::array();
   Json reasons = Json::object();
-  for (const auto* record : cell.records) {
-    json["records"].push_back(record->id);
-    if (record->status != Status::ok) reasons[record->id] = record->reason;
+  for (const auto& record : cell.records) {
+    json["records"].push_back(record.id);
+    if (record.status != Status::ok) reasons[record.id] = record.reason;
   }
   json["reasons"] = reasons;
   json["metrics"] = Json::object();
