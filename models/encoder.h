@@ -1,0 +1,85 @@
+#pragma once
+
+#include "models/layer.h"
+#include "models/multi_head_attention.h"
+#include "models/scorers/scorer.h"
+#include "operators/pooling/pooling.h"
+
+#include <map>
+
+namespace transpool {
+
+/// An encoder by configuration: layers, an attention operator, a pooling operator and a width schedule.
+struct EncoderConfig {
+  LayerConfig layer;
+  std::int64_t layers = 2;
+  Json attention = "full";                      ///< variant of the attention registry
+  Json pooling = "successive_halving";          ///< variant of the pooling registry
+  Json scorer = "linear";                       ///< variant of the scorer registry
+  std::map<std::int64_t, std::int64_t> widths;  ///< width schedule: layer -> rows left after it; empty: no pooling
+};
+
+Json to_json(const EncoderConfig& config);
+EncoderConfig encoder_config_from_json(const Json& json, const Where& where);
+
+/// Throws UsageError (a layer that is not there, a width that grows, unknown variants, heads) or Unsupported, before
+/// anything is built.
+void check_encoder(const EncoderConfig& config, std::int64_t source_length, const std::string& device, at::ScalarType dtype,
+                   const Where& where = {});
+
+/// Rows after each layer for a source of `length` rows.
+std::vector<std::int64_t> encoder_lengths(const EncoderConfig& config, std::int64_t length);
+
+/// What the decoder sees: rows and, where the source had lengths, how many of them are valid.
+struct Encoded {
+  torch::Tensor memory;                  ///< (B, m, d)
+  std::optional<torch::Tensor> lengths;  ///< int64 (B,)
+};
+
+/// Scores rows and pools them: one layer of a width schedule.
+class PoolingLayerImpl : public torch::nn::Module {
+ public:
+  PoolingLayerImpl(std::int64_t width, std::int64_t pooled_length, const Json& scorer, const Json& pooling);
+  Encoded forward(const Encoded& in);
+
+ private:
+  std::int64_t pooled_length_;
+  std::shared_ptr<Scorer> scorer_;
+  std::shared_ptr<const PoolingOperator> pooling_;
+};
+TORCH_MODULE(PoolingLayer);
+
+class EncoderLayerImpl : public torch::nn::Module {
+ public:
+  EncoderLayerImpl(const LayerConfig& config, std::shared_ptr<const AttentionOperator> attention);
+  torch::Tensor forward(const torch::Tensor& x, const AttentionMask& mask);
+
+ private:
+  SelfAttention attention_{nullptr};
+  FeedForward feed_forward_{nullptr};
+  Residual attention_residual_{nullptr};
+  Residual feed_forward_residual_{nullptr};
+};
+TORCH_MODULE(EncoderLayer);
+
+class EncoderImpl : public torch::nn::Module {
+ public:
+  explicit EncoderImpl(const EncoderConfig& config);
+
+  /// x (B, n, d) embedded source -> memory (B, m, d), m the last width of the schedule (n, where that is shorter).
+  Encoded forward(const torch::Tensor& x, const std::optional<torch::Tensor>& lengths);
+
+ private:
+  std::vector<EncoderLayer> layers_;
+  std::map<std::int64_t, PoolingLayer> pooling_;
+  torch::nn::LayerNorm final_norm_{nullptr};  // pre-norm only
+};
+TORCH_MODULE(Encoder);
+
+/// Cost of one forward and backward pass over (batch, length) rows that carry a gradient.
+Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype);
+
+/// "sdpa", "cpu", "cuda" ...: what runs in this encoder on that device, by part.
+Json encoder_backends(const EncoderConfig& config, const at::Device& device);
+
+}  // namespace transpool

@@ -1,0 +1,39 @@
+#pragma once
+
+#include "models/encoder.h"
+
+namespace transpool {
+
+/// What a named encoder starts from: the cell's own settings.
+struct EncoderRequest {
+  EncoderConfig base;              ///< layers and dimensions; attention, pooling and scorer as the cell sets them
+  std::int64_t source_length = 0;  ///< n
+  std::int64_t pooled_length = 0;  ///< k
+  std::int64_t chunk = 0;          ///< m of blockwise attention
+};
+
+/// A named encoder is nothing but a way to fill in a configuration.
+struct EncoderVariant : VariantInfo {
+  std::function<EncoderConfig(EncoderRequest, const Options&)> configure = {};
+};
+
+Registry<EncoderVariant>& encoder_registry();
+
+struct RegisterEncoder {
+  explicit RegisterEncoder(EncoderVariant variant) { encoder_registry().add(std::move(variant)); }
+};
+
+/// Options that every encoder with pooling takes; null leaves the cell's setting in force.
+std::vector<OptionSpec> pooling_encoder_options();
+
+/// Puts the given ones of `pooling_encoder_options` over the request.
+void apply_pooling_options(EncoderRequest& request, const Options& options);
+
+/// Blockwise attention with the request's chunk.
+Json blockwise_attention(std::int64_t chunk);
+
+/// n halved towards k over `layers` layers: the ceil(log2(n / k)) halvings are spread evenly, earlier layers first, and the
+/// last layer leaves exactly k. 8192 -> 512 gives {0: 2048, 1: 512} in two layers.
+std::map<std::int64_t, std::int64_t> halving_schedule(std::int64_t n, std::int64_t k, std::int64_t layers);
+
+}  // namespace transpool

@@ -1,0 +1,35 @@
+#pragma once
+
+#include "operators/registry.h"
+
+#include <torch/nn/module.h>
+
+namespace transpool {
+
+struct ScorerShape {
+  std::int64_t batch = 1;
+  std::int64_t length = 1;
+  std::int64_t width = 1;
+};
+
+/// Maps x (B, n, d) to scores (B, n) in float32.
+class Scorer : public torch::nn::Module {
+ public:
+  virtual torch::Tensor forward(const torch::Tensor& x) = 0;
+};
+
+struct ScorerVariant : VariantInfo {
+  std::function<std::shared_ptr<Scorer>(std::int64_t width, const Options&)> make = {};
+  std::function<Cost(const ScorerShape&, const Options&)> cost = {};
+};
+
+Registry<ScorerVariant>& scorer_registry();
+
+struct RegisterScorer {
+  explicit RegisterScorer(ScorerVariant variant) { scorer_registry().add(std::move(variant)); }
+};
+
+/// sigmoid(logits) + 1e-5 in float32: the paper's score range, never 0 (arXiv 2009.05169, section 3).
+torch::Tensor score_from_logits(const torch::Tensor& logits);
+
+}  // namespace transpool

@@ -1,0 +1,77 @@
+#include "operators/attention/attention.h"
+
+#include <cmath>
+#include <limits>
+
+namespace transpool {
+namespace {
+
+/// softmax(Q K^T / sqrt(e)) V written out, the n x m matrix in memory.
+class FullMathAttention : public AttentionOperator {
+ public:
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) const override {
+    check_attention_arguments(q, k, v, mask);
+    auto logits = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
+    const auto lowest = -std::numeric_limits<double>::infinity();
+    const auto place = at::arange(k.size(2), q.options().dtype(at::kLong));
+    auto masked = at::zeros({1, 1, 1, 1}, q.options().dtype(at::kBool));
+    if (mask.key_lengths) masked = masked.logical_or(place.view({1, 1, 1, -1}) >= mask.key_lengths->view({-1, 1, 1, 1}));
+    if (mask.causal) masked = masked.logical_or(place.view({1, 1, 1, -1}) > place.view({1, 1, -1, 1}));
+    const auto weights = logits.masked_fill(masked, lowest).softmax(3);
+    if (!mask.key_lengths) return at::matmul(weights, v);
+    const auto empty = (*mask.key_lengths == 0).view({-1, 1, 1, 1});
+    return at::matmul(weights.masked_fill(empty, 0), v);
+  }
+};
+
+/// The same row by row in float64 with the log-sum-exp form, as a check of the matrix form.
+class FullByRows : public AttentionOperator {
+ public:
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) const override {
+    const double scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
+    std::vector<at::Tensor> batch;
+    for (std::int64_t b = 0; b < q.size(0); ++b) {
+      const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : k.size(2);
+      std::vector<at::Tensor> rows;
+      for (std::int64_t i = 0; i < q.size(2); ++i) {
+        const auto m = mask.causal ? std::min(valid, i + 1) : valid;
+        const auto keys = k[b].narrow(1, 0, m).to(at::kDouble);
+        const auto logits = (keys * q[b].narrow(1, i, 1).to(at::kDouble)).sum(2) * scale;
+        const auto weights = m == 0 ? logits : (logits - logits.logsumexp(1, true)).exp();
+        rows.push_back((weights.unsqueeze(2) * v[b].narrow(1, 0, m).to(at::kDouble)).sum(1));
+      }
+      batch.push_back(at::stack(rows, 1));
+    }
+    return at::stack(batch).to(q.scalar_type());
+  }
+};
+
+Cost full_math_cost(const AttentionShape& shape, const Options&) {
+  const auto queries = static_cast<double>(shape.queries);
+  const auto keys = static_cast<double>(shape.keys);
+  const auto heads = static_cast<double>(shape.batch * shape.heads);
+  const double pairs = heads * (shape.causal ? queries * (queries + 1) / 2 : queries * keys);
+  auto cost = attention_cost(shape, pairs);
+  cost.activation_bytes += 2 * heads * queries * keys * static_cast<double>(c10::elementSize(shape.dtype));
+  if (shape.causal) {
+    const double extra = 4 * (heads * queries * keys - pairs) * static_cast<double>(shape.head_width);
+    cost.forward_differences = {{"causal_by_mask", extra}};
+    cost.backward_differences = {{"causal_by_mask", 2 * extra}};
+  }
+  return cost;
+}
+
+const RegisterAttention registration({
+    {.name = "full_math",
+     .description = "attention over all positions, softmax(Q K^T) V written out",
+     .source = "arXiv 1706.03762, equation 1",
+     .capabilities = {.causal = true, .cross = true}},
+    [](const Options&) { return std::make_shared<FullMathAttention>(); },
+    [](const Options&) { return std::make_shared<FullByRows>(); },
+    full_math_cost,
+});
+
+}  // namespace
+}  // namespace transpool

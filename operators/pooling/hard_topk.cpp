@@ -1,0 +1,107 @@
+#include "operators/pooling/pooling.h"
+#include "operators/pooling/selection.h"
+
+namespace transpool {
+namespace {
+
+/// Gathers the k highest rows. `gated` multiplies each by its score, `straight_through` has that product's gradient but
+/// the bare row as its value. Infinite scores gate by 1 and 0 instead, so that no row becomes NaN.
+class HardTopk : public PoolingOperator {
+ public:
+  explicit HardTopk(const Options& options) : gradient_(options.text("gradient")), keep_order_(options.flag("keep_order")) {}
+
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    check_pooling_arguments(x, scores, k, lengths);
+    const auto positions = select_top_rows(scores, k, lengths, keep_order_);
+    const auto rows = gather_rows(x, positions);
+    const auto kept = gather_rows(nan_as_lowest(scores), positions);
+    if (gradient_ == "none") return {rows, kept.detach(), positions};
+    const auto gate = at::nan_to_num(kept, 0.0, 1.0, 0.0).to(x.scalar_type()).unsqueeze(2);
+    if (gradient_ == "gated") return {rows * gate, kept, positions};
+    return {rows * (1 + gate - gate.detach()), kept, positions};
+  }
+
+  bool passes_score_gradient() const override { return gradient_ != "none"; }
+
+ private:
+  std::string gradient_;
+  bool keep_order_;
+};
+
+/// The same by sorting (score, position) pairs of one batch row at a time.
+class HardTopkReference : public PoolingOperator {
+ public:
+  explicit HardTopkReference(const Options& options)
+      : gradient_(options.text("gradient")), keep_order_(options.flag("keep_order")) {}
+
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    std::vector<at::Tensor> values, kept, positions;
+    for (std::int64_t b = 0; b < x.size(0); ++b) {
+      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
+      const auto chosen = at::tensor(best_positions(scores[b], valid, k), scores.options().dtype(at::kLong));
+      const auto missing = k - chosen.size(0);
+      const auto gate = nan_as_lowest(scores[b]).index_select(0, chosen);
+      auto rows = x[b].index_select(0, chosen);
+      const auto factor = at::where(gate.isfinite(), gate, at::where(gate > 0, at::ones_like(gate), at::zeros_like(gate)));
+      if (gradient_ == "gated") rows = rows * factor.to(x.scalar_type()).unsqueeze(1);
+      values.push_back(at::constant_pad_nd(rows, {0, 0, 0, missing}));
+      kept.push_back(at::constant_pad_nd(gate, {0, missing}));
+      positions.push_back(at::constant_pad_nd(chosen, {0, missing}, -1));
+    }
+    return {at::stack(values), at::stack(kept), at::stack(positions)};
+  }
+
+ private:
+  std::vector<std::int64_t> best_positions(const at::Tensor& scores, std::int64_t valid, std::int64_t k) const {
+    const auto host = scores.detach().to(at::kCPU, at::kDouble).contiguous();
+    std::vector<std::pair<double, std::int64_t>> ranked;
+    for (std::int64_t i = 0; i < valid; ++i) {
+      const double score = host.data_ptr<double>()[i];
+      ranked.emplace_back(std::isnan(score) ? std::numeric_limits<double>::infinity() : -score, i);
+    }
+    std::sort(ranked.begin(), ranked.end());
+    std::vector<std::int64_t> best;
+    for (const auto& [score, position] : ranked)
+      if (static_cast<std::int64_t>(best.size()) < k) best.push_back(position);
+    if (keep_order_) std::sort(best.begin(), best.end());
+    return best;
+  }
+
+  std::string gradient_;
+  bool keep_order_;
+};
+
+Cost hard_topk_cost(const PoolingShape& shape, const Options&) {
+  const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  const auto rows = static_cast<double>(shape.batch * shape.pooled_length);
+  const auto scores = static_cast<double>(shape.batch * shape.length) * sizeof(float);
+  const double kept = rows * static_cast<double>(shape.width) * element;
+  Cost cost;
+  cost.bytes_read = kept + scores;
+  cost.bytes_written = kept + rows * (sizeof(float) + sizeof(std::int64_t));
+  cost.activation_bytes = 2 * kept + rows * 4 * sizeof(std::int64_t);
+  return cost;
+}
+
+const RegisterPooling registration({
+    {.name = "hard_topk",
+     .description = "the k highest rows, unchanged or gated by their scores",
+     .source = "baseline of arXiv 2009.05169",
+     .options = {{.name = "gradient",
+                  .type = OptionType::choice,
+                  .fallback = "gated",
+                  .meaning = "how the scores learn: not at all, by x * s, or by that gradient with the bare rows as values",
+                  .choices = {"none", "gated", "straight_through"}},
+                 {.name = "keep_order",
+                  .type = OptionType::boolean,
+                  .fallback = true,
+                  .meaning = "rows in source order, else by falling score"}}},
+    [](const Options& options) { return std::make_shared<HardTopk>(options); },
+    [](const Options& options) { return std::make_shared<HardTopkReference>(options); },
+    hard_topk_cost,
+});
+
+}  // namespace
+}  // namespace transpool

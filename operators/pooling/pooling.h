@@ -1,0 +1,66 @@
+#pragma once
+
+#include "operators/registry.h"
+#include "operators/tensor.h"
+
+namespace transpool {
+
+struct PoolingShape {
+  std::int64_t batch = 1;
+  std::int64_t length = 1;
+  std::int64_t width = 1;
+  std::int64_t pooled_length = 1;
+  at::ScalarType dtype = at::kFloat;
+};
+
+/// What a pooling operator gives. Rows past min(k, length of the batch row) are zero, with score 0 and position -1;
+/// all real rows come before them.
+struct Pooled {
+  at::Tensor values;     ///< (B, k, d), dtype of x
+  at::Tensor scores;     ///< (B, k), dtype of the scores
+  at::Tensor positions;  ///< (B, k) int64: the source row that weighs most in each output row
+};
+
+/// Maps n scored rows to k. NaN scores rank as -inf; ties go to the lower position.
+class PoolingOperator {
+ public:
+  virtual ~PoolingOperator() = default;
+
+  /// x (B, n, d) in any floating dtype; scores (B, n) in float32 (float64 for checks); 1 <= k <= n; lengths int64 (B,):
+  /// the valid rows of each batch row, all n where absent. Padded rows never reach the output, whatever they hold.
+  virtual Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                         const std::optional<at::Tensor>& lengths) const = 0;
+
+  /// Whether the loss reaches the scores through this operator.
+  virtual bool passes_score_gradient() const { return true; }
+
+  /// What runs on that device: "aten", "cpu", "cuda". Recorded with every measurement.
+  virtual std::string backend(const at::Device&) const { return "aten"; }
+};
+
+using PoolingFactory = std::function<std::shared_ptr<const PoolingOperator>(const Options&)>;
+
+struct PoolingVariant : VariantInfo {
+  PoolingFactory make = {};
+  /// The same function written independently, for checks.
+  PoolingFactory reference = {};
+  std::function<Cost(const PoolingShape&, const Options&)> cost = {};
+};
+
+Registry<PoolingVariant>& pooling_registry();
+
+struct RegisterPooling {
+  explicit RegisterPooling(PoolingVariant variant) { pooling_registry().add(std::move(variant)); }
+};
+
+/// Throws UsageError naming the argument, its value and what is allowed; called by every operator first.
+void check_pooling_arguments(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                             const std::optional<at::Tensor>& lengths);
+
+/// Throws Unsupported where the variant's capabilities leave this shape, device or dtype out.
+void check_pooling_support(const PoolingVariant& variant, const PoolingShape& shape, const std::string& device);
+
+/// The rows that are left of each batch row: min(k, length). Nothing where there are no lengths.
+std::optional<at::Tensor> pooled_lengths(const std::optional<at::Tensor>& lengths, std::int64_t k);
+
+}  // namespace transpool

@@ -1,0 +1,215 @@
+#include "operators/pooling/tournament.h"
+
+#include "operators/pooling/selection.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <limits>
+
+namespace transpool {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+/// One round on N rows: who met whom (indices into the round's input), and how much the stronger kept.
+struct Round {
+  at::Tensor stronger, weaker;              // (B, N/2) int64
+  at::Tensor stronger_score, weaker_score;  // (B, N/2)
+  at::Tensor share;                         // (B, N/2): w, the stronger's weight
+};
+
+constexpr double lowest = -std::numeric_limits<double>::infinity();
+
+/// softmax(B^s_a, B^s_b)[0] for s_a >= s_b, without inf - inf. A row scored -inf gives all its weight away.
+at::Tensor stronger_share(const at::Tensor& a, const at::Tensor& b, double base) {
+  const auto lead = at::pow(base, a) - at::pow(base, b);
+  const auto share = at::nan_to_num(lead, std::numeric_limits<double>::infinity()).sigmoid_();
+  return share.masked_fill_(b == lowest, 1).masked_fill_(a == b, 0.5);
+}
+
+/// w s_a + (1 - w) s_b, where an infinite score with all the weight stays itself.
+at::Tensor mixed_score(const at::Tensor& a, const at::Tensor& b, const at::Tensor& share) {
+  return at::where((share == 1) | (a == b), a, share * a + (1 - share) * b);
+}
+
+struct State {
+  at::Tensor scores;   // (B, N)
+  at::Tensor leaders;  // (B, N) source row that leads each tree; n or more for padding
+  at::Tensor real;     // (B, 1) how many of the N rows are real; null where all are
+};
+
+Round play(State& state, const TournamentOptions& options, bool padded) {
+  const auto half = state.scores.size(1) / 2;
+  const auto order = std::get<1>(state.scores.sort(/*stable=*/true, 1, /*descending=*/true));
+  Round round;
+  round.stronger = order.narrow(1, 0, half);
+  round.weaker = order.narrow(1, half, half);
+  if (options.mirror) round.weaker = round.weaker.flip(1);
+  round.stronger_score = state.scores.gather(1, round.stronger);
+  round.weaker_score = state.scores.gather(1, round.weaker);
+  round.share = stronger_share(round.stronger_score, round.weaker_score, options.base);
+  if (padded) {
+    auto weaker_rank = at::arange(half, 2 * half, order.options());
+    if (options.mirror) weaker_rank = weaker_rank.flip(0);
+    round.share.masked_fill_(weaker_rank.unsqueeze(0) >= state.real, 1);
+    state.real = state.real.clamp_max(half);
+  }
+  state.leaders = state.leaders.gather(1, round.stronger);
+  if (options.keep_order) {
+    const auto back = std::get<1>(state.leaders.sort(1));
+    state.leaders = state.leaders.gather(1, back);
+    for (auto* part : {&round.stronger, &round.weaker, &round.stronger_score, &round.weaker_score, &round.share})
+      *part = part->gather(1, back);
+  }
+  state.scores = mixed_score(round.stronger_score, round.weaker_score, round.share);
+  return round;
+}
+
+/// Nodes and their weights at one height of the trees, (B, k * 2^h), the children of one node side by side.
+struct Level {
+  at::Tensor nodes, weights;
+};
+
+/// Level 0 is the outputs; each next one expands every winner into the pair it came from; the last is the source rows.
+std::vector<Level> expand(const std::vector<Round>& rounds, std::int64_t batch, std::int64_t k, const at::Device& device) {
+  std::vector<Level> levels;
+  const auto index = at::TensorOptions().dtype(at::kLong).device(device);
+  levels.push_back({at::arange(k, index).expand({batch, k}), at::ones({batch, k}, index.dtype(at::kDouble))});
+  for (auto round = rounds.rbegin(); round != rounds.rend(); ++round) {
+    const auto& [nodes, weights] = levels.back();
+    const auto share = round->share.gather(1, nodes);
+    const auto pair = at::stack({round->stronger.gather(1, nodes), round->weaker.gather(1, nodes)}, 2);
+    const auto parts = at::stack({weights * share, weights * (1 - share)}, 2);
+    levels.push_back({pair.view({batch, -1}), parts.view({batch, -1})});
+  }
+  return levels;
+}
+
+/// d share / d score of either side is share (1 - share) ln(B) B^score, and 0 where one side has all the weight.
+at::Tensor share_slope(const at::Tensor& share, const at::Tensor& score, double base) {
+  const auto spread = share * (1 - share);
+  return at::where(spread > 0, spread * std::log(base) * at::pow(base, score), at::zeros_like(spread));
+}
+
+class TournamentFunction : public torch::autograd::Function<TournamentFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& scores, std::int64_t k,
+                               const std::optional<at::Tensor>& lengths, double base, bool mirror, bool keep_order) {
+    const TournamentOptions options{base, mirror, keep_order};
+    const auto batch = scores.size(0);
+    const auto n = scores.size(1);
+    const auto count = tournament_rounds(n, k);
+    const auto padded_length = k << count;
+    const bool padded = lengths.has_value() || padded_length != n;
+
+    State state;
+    state.scores = at::constant_pad_nd(rankable_scores(scores, lengths).to(at::kDouble), {0, padded_length - n}, lowest);
+    state.leaders = at::arange(padded_length, scores.options().dtype(at::kLong)).expand({batch, padded_length});
+    if (padded) state.real = lengths ? lengths->unsqueeze(1) : at::full({batch, 1}, n, state.leaders.options());
+
+    std::vector<Round> rounds;
+    for (std::int64_t i = 0; i < count; ++i) rounds.push_back(play(state, options, padded));
+    const auto leaves = expand(rounds, batch, k, scores.device()).back();
+    auto rows = leaves.nodes.reshape({batch, k, -1});
+    auto weights = leaves.weights.reshape({batch, k, -1});
+    auto positions = state.leaders.contiguous();
+    auto final_scores = state.scores;
+    if (padded) {
+      const auto limit = (lengths ? lengths->unsqueeze(1) : at::full({batch, 1}, n, rows.options()));
+      const auto absent = rows >= limit.unsqueeze(2);
+      rows = rows.masked_fill(absent, -1);
+      weights = weights.masked_fill(absent, 0);
+      const auto empty = positions >= limit;
+      positions = positions.masked_fill(empty, -1);
+      final_scores = final_scores.masked_fill(empty, 0);
+    }
+    save(context, rounds, lengths);
+    context->saved_data["base"] = base;
+    context->saved_data["n"] = n;
+    context->saved_data["k"] = k;
+    context->saved_data["dtype"] = static_cast<std::int64_t>(scores.scalar_type());
+    context->mark_non_differentiable({rows, positions});
+    return {rows, weights, final_scores.clone(), positions};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto rounds = load(context);
+    const double base = context->saved_data["base"].toDouble();
+    const auto k = context->saved_data["k"].toInt();
+    const auto n = context->saved_data["n"].toInt();
+    const auto& weight_gradient = gradients[1];
+    const auto batch = weight_gradient.size(0);
+
+    // Upward: what the loss gains from a unit of weight on each node, from the source rows to the outputs.
+    std::vector<at::Tensor> pair_gain(rounds.size());  // d loss / d share through the weights, per pair
+    const auto levels = expand(rounds, batch, k, weight_gradient.device());
+    auto gain = weight_gradient.reshape({batch, -1});
+    for (std::size_t r = 0; r < rounds.size(); ++r) {
+      const auto& [nodes, weights] = levels[rounds.size() - 1 - r];
+      const auto pairs = gain.view({batch, -1, 2});
+      const auto first = pairs.select(2, 0);
+      const auto second = pairs.select(2, 1);
+      const auto share = rounds[r].share.gather(1, nodes);
+      pair_gain[r] = at::zeros_like(rounds[r].share).scatter_(1, nodes, weights * (first - second));
+      gain = share * first + (1 - share) * second;
+    }
+
+    // Downward: from the winners' scores to the source scores.
+    auto score_gradient = gradients[2];
+    for (std::size_t r = rounds.size(); r-- > 0;) {
+      const auto& round = rounds[r];
+      const auto difference = at::nan_to_num(round.stronger_score - round.weaker_score, 0.0, 0.0, 0.0);
+      const auto share_gradient = pair_gain[r] + score_gradient * difference;
+      auto below = at::empty({batch, 2 * round.share.size(1)}, score_gradient.options());
+      below.scatter_(1, round.stronger,
+                     score_gradient * round.share + share_gradient * share_slope(round.share, round.stronger_score, base));
+      below.scatter_(
+          1, round.weaker,
+          score_gradient * (1 - round.share) - share_gradient * share_slope(round.share, round.weaker_score, base));
+      score_gradient = below;
+    }
+    const auto dtype = static_cast<at::ScalarType>(context->saved_data["dtype"].toInt());
+    auto result = score_gradient.narrow(1, 0, n).to(dtype);
+    const auto saved = context->get_saved_variables();
+    if (const auto& lengths = saved.back(); lengths.defined())
+      result = result.masked_fill(valid_positions(lengths, n).logical_not_(), 0);
+    return {result, Variable(), Variable(), Variable(), Variable(), Variable()};
+  }
+
+ private:
+  static void save(AutogradContext* context, const std::vector<Round>& rounds, const std::optional<at::Tensor>& lengths) {
+    variable_list saved;
+    for (const auto& round : rounds)
+      for (const auto& part : {round.stronger, round.weaker, round.stronger_score, round.weaker_score, round.share})
+        saved.push_back(part);
+    saved.push_back(lengths.value_or(at::Tensor()));
+    context->save_for_backward(saved);
+  }
+
+  static std::vector<Round> load(AutogradContext* context) {
+    const auto saved = context->get_saved_variables();
+    std::vector<Round> rounds;
+    for (std::size_t i = 0; i + 4 < saved.size(); i += 5)
+      rounds.push_back({saved[i], saved[i + 1], saved[i + 2], saved[i + 3], saved[i + 4]});
+    return rounds;
+  }
+};
+
+}  // namespace
+
+std::int64_t tournament_rounds(std::int64_t n, std::int64_t k) {
+  std::int64_t rounds = 0;
+  while ((k << rounds) < n) ++rounds;
+  return rounds;
+}
+
+Tournament run_tournament(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
+                          const TournamentOptions& options) {
+  auto parts = TournamentFunction::apply(scores, k, lengths, options.base, options.mirror, options.keep_order);
+  return {parts[0], parts[1], parts[2], parts[3]};
+}
+
+}  // namespace transpool
