@@ -46,8 +46,8 @@ def main(given: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"matplotlib", "numpy"}:
             raise
-        print(f"transpool: {sys.executable} has no {error.name}, which the figures need: run scripts/setup, or name a Python "
-              "that has it in TRANSPOOL_PYTHON", file=sys.stderr)
+        remedy = "run scripts/setup, or name a Python that has it in TRANSPOOL_PYTHON"
+        print(f"transpool: {sys.executable} has no {error.name}, which the figures need: {remedy}", file=sys.stderr)
         return _USAGE_ERROR
     for path in written:
         print(path)

@@ -28,6 +28,7 @@ class Drawing:
     caption: str
     svg: str
     png: bytes
+    wide: bool  # needs the whole width of a page
 
 
 def _slug(text: str) -> str:
@@ -66,14 +67,15 @@ def _finish(name: str, caption: str, drawn: tuple[Canvas, marks.Tooltips]) -> Dr
     picture = io.BytesIO()
     canvas.savefig(picture, format="png", metadata={"Software": "transpool"})
     slug = _slug(name)
-    return Drawing(slug, caption, _svg(canvas, tips, slug, caption), picture.getvalue())
+    return Drawing(slug, caption, _svg(canvas, tips, slug, caption), picture.getvalue(),
+                   canvas.get_figwidth() > 8.5)
 
 
 def _against_axes(sweep: Sweep, looks: dict[str, style.Look]) -> Iterator[Drawing]:
     for axis in sweep.numeric_axes:
         for metric in sweep.leading_metrics():
             name = f"{sweep.name}-{metric.name}-by-{axis}"
-            caption = f"{marks.axis_title(metric).capitalize()} by {words(axis)}. {metric.meaning}".strip()
+            caption = f"{marks.sentence(marks.axis_title(metric))} by {words(axis)}. {metric.meaning}".strip()
             yield _finish(name, caption, lines.draw(sweep, axis, metric, looks))
 
 
@@ -82,7 +84,7 @@ def _against_time(sweep: Sweep, looks: dict[str, style.Look]) -> Iterator[Drawin
     scores = [metric for metric in sweep.metrics if metric.quantity is Quantity.OTHER and metric.higher_is_better]
     if cost is None or not scores or len(pareto.points_of(sweep, cost, scores[0])) < 2:
         return
-    caption = f"{words(scores[0].name).capitalize()} against {words(cost.name)}, with the Pareto front"
+    caption = f"{marks.sentence(words(scores[0].name))} against {words(cost.name)}, with the Pareto front"
     yield _finish(f"{sweep.name}-{scores[0].name}-against-{cost.name}", caption, pareto.draw(sweep, cost, scores[0], looks))
 
 

@@ -92,10 +92,10 @@ def _scale(panels: list[Axes], sweep: Sweep, axis: str, metric: Metric) -> None:
 
 def draw(sweep: Sweep, axis: str, metric: Metric, looks: dict[str, Look]) -> tuple[Canvas, marks.Tooltips]:
     panels = _panels(sweep, axis)
-    columns = min(len(panels), _PANELS_IN_A_ROW)
+    columns = 2 if len(panels) == 4 else min(len(panels), _PANELS_IN_A_ROW)
     rows = math.ceil(len(panels) / columns)
     label_width = marks.label_width(sweep)
-    width = 0.7 + (4.2 if columns == 1 else 2.9) * columns + label_width
+    width = 0.8 + (4.2 if columns == 1 else 2.9) * columns + label_width
     canvas = Canvas(figsize=(width, 3.5 * rows))
     grid = canvas.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     tips = marks.Tooltips()
@@ -104,7 +104,7 @@ def draw(sweep: Sweep, axis: str, metric: Metric, looks: dict[str, Look]) -> tup
         for variant in sweep.variants:
             _draw_line(axes, [c for c in cells if c.variant == variant], axis, metric, looks[variant], tips)
         _draw_failures(axes, cells, axis, metric, looks, tips)
-        axes.set_title(key or f"{marks.title(metric).capitalize()} by {words(axis)}", pad=12)
+        axes.set_title(key or f"{marks.sentence(marks.title(metric))} by {words(axis)}", pad=12)
         axes.tick_params(labelbottom=True)
     for axes in list(grid.flat)[len(panels):]:
         axes.set_visible(False)
@@ -113,8 +113,8 @@ def draw(sweep: Sweep, axis: str, metric: Metric, looks: dict[str, Look]) -> tup
         axes.set_ylabel(marks.axis_title(metric))
     for axes, _ in used:
         axes.set_xlabel(words(axis))
-    canvas.subplots_adjust(left=0.7 / width, right=1 - label_width / width, bottom=0.55 / (3.5 * rows),
-                           top=1 - 0.42 / (3.5 * rows), wspace=0.1, hspace=0.42)
+    canvas.subplots_adjust(left=0.8 / width, right=1 - label_width / width, bottom=0.55 / (3.5 * rows),
+                           top=1 - 0.42 / (3.5 * rows), wspace=0.16, hspace=0.42)
     for place, (axes, (_, cells)) in enumerate(used):
         if place % columns == columns - 1 or place == len(used) - 1:
             marks.label_line_ends(axes, _ends(sweep, cells, axis, metric, looks))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .cells import Cell, Figure, Metric, Sweep
-from .display import show_figure, show_number, show_value, with_unit, words
+from .display import show_figure, show_value, with_unit, words
 from .style import MUTED, Look
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def title(metric: Metric) -> str:
     return words(metric.name)
 
 
+def sentence(text: str) -> str:
+    """With a capital at its beginning; units within keep theirs."""
+    return text[:1].upper() + text[1:]
+
+
 def axis_title(metric: Metric) -> str:
     return title(metric) + ("" if metric.unit in {"", "1"} else f" ({metric.unit})")
 
@@ -64,7 +69,7 @@ def log_value_axis(axes: Axes) -> None:
     low, high = axes.get_ylim()
     subs = (1.0, 2.0, 5.0) if math.log10(high / low) < 3 else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
 
@@ -76,7 +81,7 @@ def sweep_axis(axes: Axes, values: list[float]) -> None:
     shown = values if len(values) <= 10 else values[:: math.ceil(len(values) / 10)]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
 def spread(positions: list[float], gap: float) -> list[float]:
@@ -109,7 +114,8 @@ def label_line_ends(axes: Axes, ends: list[tuple[float, float, str, Look]], size
     for (x, y, text, look), moved in zip(ends, heights):
         axes.annotate(text, (x, y), xycoords="data", xytext=(1.03, moved), textcoords="axes fraction", color=look.colour,
                       fontsize=size, va="center", ha="left", annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": look.colour, "lw": 0.5, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4})
+                      arrowprops={"arrowstyle": "-", "color": look.colour, "lw": 0.5, "alpha": 0.5, "shrinkA": 0,
+                                  "shrinkB": 4, "relpos": (0, 0.5)})
 
 
 def label_points(axes: Axes, points: list[tuple[float, float, str, Look]], size: float = 8.5) -> None:

@@ -47,18 +47,21 @@ class _Table:
         self.records = [(report, record) for report in sweep.reports for record in report.records]
         self.length = _unique_length([record.id for _, record in self.records])
         self.several = len(sweep.reports) > 1
+        self.reasons = any(record.reason for _, record in self.records)
         self.axes = list(dict.fromkeys(axis for _, record in self.records for axis in record.axes if axis != "seed"))
         found = {(s.name, s.unit): s for _, record in self.records for s in record.summaries.values()}
         order = {metric.name: i for i, metric in enumerate(sweep.metrics)}
         self.metrics = sorted(found.values(), key=lambda s: order.get(s.name, len(order)))
 
     def _head(self) -> str:
-        names = ["record", *(["report"] if self.several else []), *self.axes, "seed", "status"]
+        reasons = ["reason"] if self.reasons else []
+        names = ["record", *(["report"] if self.several else []), *self.axes, "seed", "status", *reasons]
         heads = [f'<th scope="col">{escape(words(name))}</th>' for name in names]
         for metric in self.metrics:
             unit = "" if metric.unit in {"", "1"} else f" <small>{escape(metric.unit)}</small>"
-            heads.append(f'<th scope="col" class="number" title="{escape(metric.meaning)}">{escape(words(metric.name))}{unit}</th>')
-        return "".join(heads) + '<th scope="col">environment</th><th scope="col">reason</th>'
+            name, meaning = escape(words(metric.name)), escape(metric.meaning)
+            heads.append(f'<th scope="col" class="number" title="{meaning}">{name}{unit}</th>')
+        return "".join(heads) + '<th scope="col">environment</th>'
 
     def _figure(self, record: Record, metric: Any) -> str:
         summary = record.summaries.get(metric.name)
@@ -75,11 +78,13 @@ class _Table:
         for axis in self.axes:
             value = record.axes.get(axis)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            cells.append(_cell("" if value is None else show_value(value), value if number else None, "number" if number else ""))
+            text = "" if value is None else show_value(value)
+            cells.append(_cell(text, value, "number") if number else _cell(text))
         cells.append(_cell(str(record.seed), record.seed, "number"))
         cells.append(f'<td><span class="status {"ok" if record.ok else "bad"}">{escape(record.status)}</span></td>')
-        cells += [self._figure(record, metric) for metric in self.metrics]
-        cells += [_cell(record.environment), _cell(record.reason, style="reason")]
+        if self.reasons:
+            cells.append(f'<td class="reason" title="{escape(record.reason)}">{escape(record.reason)}</td>')
+        cells += [*(self._figure(record, metric) for metric in self.metrics), _cell(record.environment)]
         return f'<tr data-record="{escape(record.id)}">{"".join(cells)}</tr>'
 
     def html(self) -> str:
@@ -103,7 +108,8 @@ def _environments(sweep: Sweep) -> str:
         for key, environment in report.environments.items():
             rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _flat(environment))
             label = key + (f" ({report.name})" if len(sweep.reports) > 1 else "")
-            parts.append(f"<details><summary>Environment {escape(label)}</summary><table class=\"plain\">{rows}</table></details>")
+            table = f'<table class="plain">{rows}</table>'
+            parts.append(f"<details><summary>Environment {escape(label)}</summary>{table}</details>")
     for report in sweep.reports:
         text = escape(json.dumps(report.experiment, indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>Experiment of {escape(report.name)}</summary><pre>{text}</pre></details>")
@@ -111,7 +117,10 @@ def _environments(sweep: Sweep) -> str:
 
 
 def _figures(drawings: list[Drawing]) -> str:
-    parts = [f'<figure>{drawing.svg}<figcaption>{escape(drawing.caption)}</figcaption></figure>' for drawing in drawings]
+    parts = []
+    for drawing in drawings:
+        size = ' class="wide"' if drawing.wide else ""
+        parts.append(f"<figure{size}>{drawing.svg}<figcaption>{escape(drawing.caption)}</figcaption></figure>")
     return f'<div class="figures">{"".join(parts)}</div>' if parts else "<p>No record holds a figure to draw.</p>"
 
 

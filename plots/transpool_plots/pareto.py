@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from . import marks
 from .cells import Cell, Figure, Metric, Sweep
-from .display import show_number, show_value
+from .display import show_value
 from .style import MUTED, Look
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _scale(axes: Axes, points: list[Point]) -> None:
     if min(xs) > 0 and max(xs) / min(xs) >= 4:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(0.1, 0.14)
@@ -107,7 +107,7 @@ def draw(sweep: Sweep, cost: Metric, quality: Metric, looks: dict[str, Look]) ->
     _label_points(axes, sweep, points, looks)
     _scale(axes, points)
     _draw_front(axes, best)
-    axes.set_title(f"{marks.title(quality).capitalize()} against {marks.title(cost)}", pad=12)
+    axes.set_title(f"{marks.sentence(marks.title(quality))} against {marks.title(cost)}", pad=12)
     axes.set_xlabel(f"{marks.axis_title(cost)}, lower is better")
     axes.set_ylabel(f"{marks.axis_title(quality)}, higher is better")
     width = canvas.get_figwidth()

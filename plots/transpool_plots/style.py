@@ -49,6 +49,7 @@ def apply() -> None:
         "axes.titlesize": 10,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
+        "axes.facecolor": "none",
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.color": RULE,

@@ -33,7 +33,8 @@ class Schema(unittest.TestCase):
         self.assertGreaterEqual(len(paths), 2)
         for path in paths:
             with self.subTest(path=path.relative_to(ROOT)):
-                problems = [f"/{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in self.validator.iter_errors(load(path))]
+                errors = self.validator.iter_errors(load(path))
+                problems = [f"/{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in errors]
                 self.assertEqual(problems[:5], [])
 
     def test_every_key_of_ours_is_required(self) -> None:
