@@ -39,7 +39,8 @@ class LcsColumn {
   std::vector<std::int64_t> next_;      ///< row -> the next row with the same token
 };
 
-/// The length of the longest common subsequence. Memory grows with the shorter text alone.
+/// The length of the longest common subsequence. Only one column over the shorter text is kept, with one number for each
+/// token id up to the highest in it.
 std::size_t lcs_length(TokenIds a, TokenIds b);
 
 /// Finds which tokens of one reference sentence take part in its LCS with candidate sentences. Of several longest
