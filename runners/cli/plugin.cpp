@@ -1,0 +1,24 @@
+#include "runners/cli/plugin.h"
+
+#include "operators/error.h"
+
+#include <dlfcn.h>
+
+#include <filesystem>
+
+namespace transpool::cli {
+
+void load_plugins(const std::vector<std::string>& files) {
+  for (const auto& file : files) {
+    const auto path = std::filesystem::absolute(file);
+    if (!std::filesystem::exists(path)) throw UsageError("--plugin: " + file + " is not there; allowed: a shared library");
+    try {
+      // Kept for the life of the program: the registry holds its functions.
+      if (dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) throw UsageError(std::string("--plugin: ") + dlerror());
+    } catch (const std::logic_error& error) {
+      throw UsageError("--plugin: " + file + ": " + error.what());
+    }
+  }
+}
+
+}  // namespace transpool::cli

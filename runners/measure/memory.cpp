@@ -1,0 +1,83 @@
+#include "runners/measure/memory.h"
+
+#include "runners/measure/device.h"
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <sys/resource.h>
+
+#include <atomic>
+
+namespace transpool {
+namespace {
+
+std::atomic<std::int64_t> allocated{0};
+std::atomic<std::int64_t> peak{0};
+
+/// What a tracked block needs to be freed: the wrapped block and its size.
+struct Block {
+  at::DataPtr inner;
+  std::int64_t bytes;
+};
+
+void free_block(void* context) {
+  auto* block = static_cast<Block*>(context);
+  allocated -= block->bytes;
+  delete block;
+}
+
+class CountingAllocator : public c10::Allocator {
+ public:
+  explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
+
+  at::DataPtr allocate(std::size_t bytes) override {
+    auto* block = new Block{inner_->allocate(bytes), static_cast<std::int64_t>(bytes)};
+    const auto now = allocated += block->bytes;
+    auto highest = peak.load();
+    while (now > highest && !peak.compare_exchange_weak(highest, now)) {
+    }
+    return {block->inner.get(), block, &free_block, at::Device(at::kCPU)};
+  }
+
+  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+ private:
+  c10::Allocator* inner_;
+};
+
+MemoryUse measure_cpu(const std::function<void()>& run) {
+  const auto before = allocated.load();
+  peak = before;
+  run();
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return {static_cast<double>(peak), static_cast<double>(peak - before), 0, static_cast<double>(usage.ru_maxrss) * 1024};
+}
+
+MemoryUse measure_cuda(const std::function<void()>& run, const at::Device& device) {
+  auto* allocator = at::getDeviceAllocator(device.type());
+  synchronize(device);
+  allocator->emptyCache();
+  allocator->resetPeakStats(device.index());
+  constexpr auto aggregate = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  const auto before = allocator->getDeviceStats(device.index()).allocated_bytes[aggregate].current;
+  run();
+  synchronize(device);
+  const auto stats = allocator->getDeviceStats(device.index());
+  const auto highest = stats.allocated_bytes[aggregate].peak;
+  return {static_cast<double>(highest), static_cast<double>(highest - before),
+          static_cast<double>(stats.reserved_bytes[aggregate].peak), 0};
+}
+
+}  // namespace
+
+void install_memory_hook() {
+  static CountingAllocator counting(c10::GetCPUAllocator());
+  if (c10::GetCPUAllocator() != &counting) c10::SetCPUAllocator(&counting, /*priority=*/100);
+}
+
+MemoryUse measure_memory(const std::function<void()>& run, const at::Device& device) {
+  return device.is_cuda() ? measure_cuda(run, device) : measure_cpu(run);
+}
+
+}  // namespace transpool

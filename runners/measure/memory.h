@@ -1,0 +1,23 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+
+namespace transpool {
+
+/// Bytes over one pass: the peak, and the peak beyond what was allocated when it began.
+struct MemoryUse {
+  double peak = 0;
+  double delta = 0;
+  double peak_reserved = 0;  ///< CUDA: of the caching allocator; CPU: 0
+  double peak_rss = 0;       ///< CPU: of the process so far; CUDA: 0
+};
+
+/// On CUDA from the caching allocator's counters, on the CPU from a hook under LibTorch's allocator (exact tensor bytes).
+MemoryUse measure_memory(const std::function<void()>& run, const at::Device& device);
+
+/// Puts the hook in place. Called once, before the first tensor is made.
+void install_memory_hook();
+
+}  // namespace transpool

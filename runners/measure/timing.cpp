@@ -1,0 +1,86 @@
+#include "runners/measure/timing.h"
+
+#include "runners/measure/device.h"
+
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace transpool {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+double sample_cpu(const std::function<void()>& run) {
+  const auto start = Clock::now();
+  run();
+  return milliseconds_since(start);
+}
+
+double sample_cuda(const std::function<void()>& run, const at::Device& device, at::Tensor& flush) {
+  const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  c10::Event start(device.type(), c10::EventFlag::BACKEND_DEFAULT);
+  c10::Event end(device.type(), c10::EventFlag::BACKEND_DEFAULT);
+  flush.zero_();
+  start.record(stream);
+  run();
+  end.record(stream);
+  end.synchronize();
+  return start.elapsedTime(end);
+}
+
+}  // namespace
+
+TimingOptions timing_options(const Options& values) {
+  return {values.integer("timing.warmup"), values.integer("timing.min_samples"), values.integer("timing.max_samples"),
+          values.real("timing.target_error"), values.real("timing.cap_seconds")};
+}
+
+Timing summarize_times(std::vector<double> samples) {
+  Timing timing;
+  timing.samples = samples;
+  std::sort(samples.begin(), samples.end());
+  const auto n = static_cast<double>(samples.size());
+  const auto at_rank = [&](double rank) { return samples[static_cast<std::size_t>(std::clamp(rank, 0.0, n - 1))]; };
+  timing.median = (at_rank(std::floor((n - 1) / 2)) + at_rank(std::ceil((n - 1) / 2))) / 2;
+  const double spread = 1.96 * std::sqrt(n) / 2;
+  timing.low = at_rank(std::floor((n - 1) / 2 - spread));
+  timing.high = at_rank(std::ceil((n - 1) / 2 + spread));
+  timing.relative_error = timing.median > 0 ? (timing.high - timing.low) / (2 * 1.96 * timing.median) : 0;
+  return timing;
+}
+
+Timing time_runs(const std::function<void()>& run, const std::function<void()>& redraw, const at::Device& device,
+                 const TimingOptions& options) {
+  at::Tensor flush;
+  // Twice the largest L2 of today's devices.
+  if (device.is_cuda()) flush = at::empty({256 << 20}, at::TensorOptions().dtype(at::kByte).device(device));
+  for (std::int64_t i = 0; i < options.warmup; ++i) run();
+  synchronize(device);
+  const auto start = Clock::now();
+  std::vector<double> samples;
+  Timing timing;
+  while (static_cast<std::int64_t>(samples.size()) < options.max_samples) {
+    if (redraw) redraw();
+    synchronize(device);
+    samples.push_back(device.is_cuda() ? sample_cuda(run, device, flush) : sample_cpu(run));
+    const bool enough = static_cast<std::int64_t>(samples.size()) >= options.min_samples;
+    if (enough) {
+      timing = summarize_times(samples);
+      if (timing.relative_error <= options.target_error) return timing;
+    }
+    if (milliseconds_since(start) > options.cap_seconds * 1e3 && samples.size() >= 3) break;
+  }
+  timing = summarize_times(samples);
+  timing.capped = timing.relative_error > options.target_error;
+  return timing;
+}
+
+}  // namespace transpool

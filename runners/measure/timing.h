@@ -1,0 +1,36 @@
+#pragma once
+
+#include "operators/options.h"
+#include "runners/report/record.h"
+
+#include <ATen/ATen.h>
+
+namespace transpool {
+
+struct TimingOptions {
+  std::int64_t warmup = 3;
+  std::int64_t min_samples = 10;
+  std::int64_t max_samples = 200;
+  double target_error = 0.01;  ///< relative standard error of the median
+  double cap_seconds = 10;
+};
+
+TimingOptions timing_options(const Options& values);
+
+struct Timing {
+  std::vector<double> samples;  ///< ms, in the order they were taken
+  double median = 0;
+  double low = 0, high = 0;   ///< 95 % interval of the median, from order statistics
+  double relative_error = 0;  ///< half the interval's width over 1.96 medians
+  bool capped = false;        ///< the time cap ended sampling before the target was met
+};
+
+/// Times `run` after warm-up: CUDA events around it with the L2 overwritten before each sample, or a monotonic clock on
+/// the CPU. `redraw` gives new inputs before each sample and is not timed.
+Timing time_runs(const std::function<void()>& run, const std::function<void()>& redraw, const at::Device& device,
+                 const TimingOptions& options);
+
+/// Median and its distribution-free 95 % interval.
+Timing summarize_times(std::vector<double> samples);
+
+}  // namespace transpool
