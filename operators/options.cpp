@@ -25,6 +25,7 @@ bool has_type(OptionType type, const Json& value) {
   switch (type) {
     case OptionType::boolean: return value.is_boolean();
     case OptionType::integer:
+      if (value.is_number_unsigned()) return value.get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max();
       return value.is_number_integer() || (value.is_number_float() && std::abs(value.get<double>()) < 9e15 &&
                                            std::floor(value.get<double>()) == value.get<double>());
     case OptionType::real: return value.is_number();

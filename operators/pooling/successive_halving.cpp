@@ -20,7 +20,9 @@ class SuccessiveHalving : public PoolingOperator {
     check_pooling_arguments(x, scores, k, lengths);
     const auto tournament = run_tournament(scores, k, lengths, options_);
     const auto weights = tournament.weights.to(accumulation_dtype(x.scalar_type()));
-    return {weighted_gather(x, tournament.rows, weights), tournament.scores.to(scores.scalar_type()), tournament.positions};
+    const bool every_row_named = !lengths && tournament.rows.size(1) * tournament.rows.size(2) == x.size(1);
+    return {weighted_gather(x, tournament.rows, weights, every_row_named), tournament.scores.to(scores.scalar_type()),
+            tournament.positions};
   }
 
   std::string backend(const at::Device& device) const override { return weighted_gather_backend(device); }

@@ -65,7 +65,7 @@ class SuccessiveHalvingRounds : public PoolingOperator {
     const auto w = share(a, scores);
     const auto column = w.unsqueeze(1).to(accumulation_dtype(x.scalar_type()));
     const auto mixed = column * upper.x.narrow(0, first, m) + (1 - column) * x;
-    const auto settled = (w == 1).logical_or(a == scores);
+    const auto settled = w == 1;
     const auto mixed_scores = at::where(settled, a + 0 * w, w * a + (1 - w) * at::where(settled, a, scores));
     const auto rest = upper.x.size(0) - first - m;
     return {at::cat({upper.x.narrow(0, 0, first).to(mixed.scalar_type()), mixed,

@@ -88,10 +88,10 @@ std::vector<Level> expand(const std::vector<Round>& rounds, std::int64_t batch, 
   return levels;
 }
 
-/// d share / d score of either side is share (1 - share) ln(B) B^score, and 0 where one side has all the weight.
+/// d share / d score of either side is share (1 - share) ln(B) B^score, and 0 where one side has all the weight or where
+/// B^score is not finite: two such scores share evenly or not at all.
 at::Tensor share_slope(const at::Tensor& share, const at::Tensor& score, double base) {
-  const auto spread = share * (1 - share);
-  return at::where(spread > 0, spread * std::log(base) * at::pow(base, score), at::zeros_like(spread));
+  return at::nan_to_num(share * (1 - share) * std::log(base) * at::pow(base, score), 0.0, 0.0, 0.0);
 }
 
 class TournamentFunction : public torch::autograd::Function<TournamentFunction> {
@@ -208,7 +208,8 @@ std::int64_t tournament_rounds(std::int64_t n, std::int64_t k) {
 
 Tournament run_tournament(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           const TournamentOptions& options) {
-  auto parts = TournamentFunction::apply(scores, k, lengths, options.base, options.mirror, options.keep_order);
+  auto parts =
+      TournamentFunction::apply(nan_as_lowest(scores), k, lengths, options.base, options.mirror, options.keep_order);
   return {parts[0], parts[1], parts[2], parts[3]};
 }
 

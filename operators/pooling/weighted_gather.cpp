@@ -87,12 +87,11 @@ Inputs prepare(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& we
 }
 
 /// Zeroed only where some row may stay unnamed.
-at::Tensor x_gradient_for(const Inputs& in) {
-  const auto& s = in.sizes;
-  return s.slots * s.fan_in == s.length ? at::empty_like(in.x) : at::zeros_like(in.x);
+at::Tensor x_gradient_for(const Inputs& in, bool every_row_named) {
+  return every_row_named ? at::empty_like(in.x) : at::zeros_like(in.x);
 }
 
-at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights) {
+at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights, bool) {
   const auto in = prepare(x, rows, weights);
   auto out = at::empty({in.sizes.batch, in.sizes.slots, in.sizes.width}, x.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "weighted_gather", [&] {
@@ -104,10 +103,10 @@ at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& rows, const at::Te
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_cpu(const at::Tensor& out_gradient, const at::Tensor& x, const at::Tensor& rows,
-                                                const at::Tensor& weights) {
+                                                const at::Tensor& weights, bool every_row_named) {
   const auto in = prepare(x, rows, weights);
   const auto gradient = out_gradient.to(x.scalar_type()).contiguous();
-  auto x_gradient = x_gradient_for(in);
+  auto x_gradient = x_gradient_for(in, every_row_named);
   auto weight_gradient = at::empty_like(in.weights);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "weighted_gather_backward", [&] {
     using Sum = at::opmath_type<scalar_t>;
@@ -142,7 +141,7 @@ WeightedGatherArguments arguments_of(const Inputs& in) {
   return arguments;
 }
 
-at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights) {
+at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights, bool) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto in = prepare(x, rows, weights);
   auto out = at::empty({in.sizes.batch, in.sizes.slots, in.sizes.width}, x.options());
@@ -154,11 +153,11 @@ at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& rows, const at::T
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_cuda(const at::Tensor& out_gradient, const at::Tensor& x, const at::Tensor& rows,
-                                                 const at::Tensor& weights) {
+                                                 const at::Tensor& weights, bool every_row_named) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto in = prepare(x, rows, weights);
   const auto gradient = out_gradient.to(x.scalar_type()).contiguous();
-  auto x_gradient = x_gradient_for(in);
+  auto x_gradient = x_gradient_for(in, every_row_named);
   auto weight_gradient = at::empty_like(in.weights);
   auto arguments = arguments_of(in);
   arguments.out_gradient = gradient.const_data_ptr();
@@ -171,46 +170,50 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const at::Tensor& out_gradient,
 
 #endif
 
-at::Tensor call_forward(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights) {
+at::Tensor call_forward(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights, bool every_row_named) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("transpool::weighted_gather", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
-  return op.call(x, rows, weights);
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool)>();
+  return op.call(x, rows, weights, every_row_named);
 }
 
 std::tuple<at::Tensor, at::Tensor> call_backward(const at::Tensor& out_gradient, const at::Tensor& x, const at::Tensor& rows,
-                                                 const at::Tensor& weights) {
+                                                 const at::Tensor& weights, bool every_row_named) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("transpool::weighted_gather_backward", "")
                              .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
-                                                                       const at::Tensor&, const at::Tensor&)>();
-  return op.call(out_gradient, x, rows, weights);
+                                                                       const at::Tensor&, const at::Tensor&, bool)>();
+  return op.call(out_gradient, x, rows, weights, every_row_named);
 }
 
 class WeightedGatherFunction : public torch::autograd::Function<WeightedGatherFunction> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& rows,
-                            const at::Tensor& weights) {
+                            const at::Tensor& weights, bool every_row_named) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, rows, weights});
-    return call_forward(x, rows, weights);
+    context->saved_data["every_row_named"] = every_row_named;
+    return call_forward(x, rows, weights, every_row_named);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& gradients) {
     const auto saved = context->get_saved_variables();
-    auto [x_gradient, weight_gradient] = call_backward(gradients[0], saved[0], saved[1], saved[2]);
-    return {x_gradient, at::Tensor(), weight_gradient};
+    auto [x_gradient, weight_gradient] =
+        call_backward(gradients[0], saved[0], saved[1], saved[2], context->saved_data["every_row_named"].toBool());
+    return {x_gradient, at::Tensor(), weight_gradient, at::Tensor()};
   }
 };
 
-at::Tensor forward_autograd(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights) {
-  return WeightedGatherFunction::apply(x, rows, weights);
+at::Tensor forward_autograd(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights, bool every_row_named) {
+  return WeightedGatherFunction::apply(x, rows, weights, every_row_named);
 }
 
 TORCH_LIBRARY_FRAGMENT(transpool, library) {
-  library.def("weighted_gather(Tensor x, Tensor rows, Tensor weights) -> Tensor");
-  library.def("weighted_gather_backward(Tensor out_gradient, Tensor x, Tensor rows, Tensor weights) -> (Tensor, Tensor)");
+  library.def("weighted_gather(Tensor x, Tensor rows, Tensor weights, bool every_row_named=False) -> Tensor");
+  library.def(
+      "weighted_gather_backward(Tensor out_gradient, Tensor x, Tensor rows, Tensor weights, bool every_row_named=False)"
+      " -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(transpool, CPU, library) {
@@ -238,8 +241,8 @@ const RegisterFlopFormula backward_flops("transpool::weighted_gather_backward",
 
 }  // namespace
 
-at::Tensor weighted_gather(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights) {
-  return call_forward(x, rows, weights);
+at::Tensor weighted_gather(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& weights, bool every_row_named) {
+  return call_forward(x, rows, weights, every_row_named);
 }
 
 std::string weighted_gather_backend(const at::Device& device) {
