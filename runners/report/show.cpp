@@ -31,7 +31,10 @@ std::string aligned(const std::vector<Line>& lines) {
   for (const auto& [key, value] : lines) {
     text += "  " + pad_right(key, width) + "  ";
     // The further lines of a value (a stack trace) stand below its first.
-    for (const char c : value) text += c == '\n' ? "\n" + std::string(width + 4, ' ') : std::string(1, c);
+    for (const char c : value) {
+      text += c;
+      if (c == '\n') text.append(width + 4, ' ');
+    }
     text += "\n";
   }
   return text;

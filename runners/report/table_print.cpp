@@ -253,7 +253,7 @@ std::string print_text(const Table& table) {
 
 // --- Markdown and LaTeX --------------------------------------------------------------------------------------------------
 
-std::string replaced(std::string text, const std::vector<std::pair<char, std::string>>& replacements) {
+std::string replaced(const std::string& text, const std::vector<std::pair<char, std::string>>& replacements) {
   std::string result;
   for (const char c : text) {
     const auto found =
@@ -331,7 +331,10 @@ std::string print_latex(const Table& table) {
       cells.push_back(latex(cell.text) + (cell.half.empty() ? "" : " $\\pm$ " + latex(cell.half)));
     }
     const auto ids = grid.footnotes.empty() ? grid.columns.back().cells[row].text : grid.footnotes[row];
-    for (std::size_t c = 0; c < cells.size(); ++c) text += (c == 0 ? "" : " & ") + cells[c];
+    for (std::size_t c = 0; c < cells.size(); ++c) {  // join() would drop the separator after an empty first cell
+      if (c > 0) text += " & ";
+      text += cells[c];
+    }
     text += " \\\\ % " + ids + "\n";
   }
   text += "\\bottomrule\n\\end{tabular}\n";
@@ -378,7 +381,10 @@ std::string print_csv(const Table& table) {
   for (std::size_t column = 0; column < cells_in_row(table); ++column) csv_heads(line, table, column);
   std::string text;
   const auto finish = [&] {
-    for (std::size_t i = 0; i < line.size(); ++i) text += (i == 0 ? "" : ",") + csv(line[i]);
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      if (i > 0) text += ',';
+      text += csv(line[i]);
+    }
     text += "\n";
     line.clear();
   };

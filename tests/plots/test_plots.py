@@ -70,8 +70,9 @@ class Display(unittest.TestCase):
         self.assertEqual(show_figure(480, 480, 480), "480")
 
     def test_units_say_what_they_measure(self) -> None:
-        for unit, quantity in {"ms": Quantity.TIME, "MiB": Quantity.MEMORY, "GB": Quantity.MEMORY, "GFLOP": Quantity.OPERATIONS,
-                               "tokens/s": Quantity.RATE, "TFLOPS": Quantity.RATE, "%": Quantity.OTHER}.items():
+        quantities = {"ms": Quantity.TIME, "MiB": Quantity.MEMORY, "GB": Quantity.MEMORY, "GFLOP": Quantity.OPERATIONS,
+                      "tokens/s": Quantity.RATE, "TFLOPS": Quantity.RATE, "%": Quantity.OTHER}
+        for unit, quantity in quantities.items():
             self.assertIs(quantity_of(unit), quantity, unit)
 
 
@@ -215,7 +216,8 @@ class Page(Run):
     def test_statuses_reasons_and_environments_are_there(self) -> None:
         self.parse("encoders.json")
         page = (self.out / "index.html").read_text(encoding="utf-8")
-        for part in ("tried to allocate 12.00 GiB", "the loss is not finite", "An invented accelerator", "prefers-color-scheme"):
+        for part in ("tried to allocate 12.00 GiB", "the loss is not finite", "An invented accelerator",
+                     "prefers-color-scheme"):
             self.assertIn(part, page)
 
 
