@@ -35,7 +35,7 @@ std::optional<fs::path> find_above(const fs::path& relative) {
 fs::path plots_folder() {
   if (const auto package = find_above("plots/transpool_plots/__main__.py")) return package->parent_path().parent_path();
   throw UsageError(
-      "transpool plot: the folder plots/transpool_plots was found nowhere above the program; "
+      "the folder plots/transpool_plots was found nowhere above the program; "
       "keep the program inside its source tree or bundle");
 }
 
