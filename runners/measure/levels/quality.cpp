@@ -1,3 +1,4 @@
+#include "runners/data/dataset.h"
 #include "runners/measure/device.h"
 #include "runners/measure/model_cell.h"
 #include "runners/rouge/bootstrap.h"
@@ -8,7 +9,7 @@
 
 #include <cctype>
 #include <chrono>
-#include <iostream>
+#include <set>
 
 namespace transpool {
 namespace {
@@ -124,8 +125,18 @@ void measure(const Cell& cell, Record& record) {
   measure_workload(cell, inference, record);
 }
 
+/// Files are read once before anything runs, so that a damaged one is an error of the call and not of a cell.
+void check(const Cell& cell, const Where& where) {
+  static std::set<std::string> readable;
+  check_model_cell(cell, where);
+  const Where place(where.source(), "/data");
+  const auto [dataset, options] = select_dataset(cell.values.raw("data"), place);
+  if (!dataset->needs_files || !readable.insert(cell.values.raw("data").dump()).second) return;
+  dataset->load(options, static_cast<std::uint64_t>(cell.seed), place);
+}
+
 const RegisterLevel registration({"quality", "trains a model, scores its summaries, then measures training and generation",
-                                  check_model_cell, estimate_model_cell, measure});
+                                  check, estimate_model_cell, measure});
 
 }  // namespace
 }  // namespace transpool
