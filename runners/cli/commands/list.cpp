@@ -2,6 +2,7 @@
 #include "runners/cli/command.h"
 #include "runners/cli/plugin.h"
 #include "runners/data/dataset.h"
+#include "runners/data/tokenizer.h"
 #include "runners/sweep/settings.h"
 
 #include <fmt/format.h>
