@@ -77,7 +77,7 @@ TEST_F(ResumeTest, AKilledWorkerCostsItsCellAlone) {
     const auto report = read_report(out_);
     EXPECT_EQ(report.records.size(), static_cast<std::size_t>(cells));
     for (const auto& record : report.records)
-      if (record.status != Status::ok) EXPECT_THAT(record.reason, HasSubstr("signal 9"));
+      EXPECT_TRUE(record.status == Status::ok || record.reason.find("signal 9") != std::string::npos) << record.reason;
   }
   EXPECT_EQ(run_transpool(run("--resume")).code, 0);
   expect_every_cell_once();
