@@ -37,7 +37,8 @@ function(transpool_settings target)
   if(TRANSPOOL_CUDA)
     target_compile_definitions(${target} PRIVATE TRANSPOOL_CUDA)
   endif()
-  target_link_libraries(${target} PUBLIC ${TORCH_LIBRARIES} fmt::fmt-header-only nlohmann_json::nlohmann_json)
+  # libtorch.so exports a std::filesystem of its own whose remove_all calls nothing: the compiler's must be found first.
+  target_link_libraries(${target} PUBLIC $<LINK_LIBRARY:keep,stdc++> ${TORCH_LIBRARIES} fmt::fmt-header-only nlohmann_json::nlohmann_json)
   set_target_properties(${target} PROPERTIES
     DEFINE_SYMBOL ""  # one precompiled header for all targets: they must not differ in a macro
     BUILD_RPATH_USE_ORIGIN OFF

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include <atomic>
+#include <cstdlib>
 
 namespace transpool {
 namespace {
@@ -31,6 +32,7 @@ class CountingAllocator : public c10::Allocator {
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
 
   at::DataPtr allocate(std::size_t bytes) override {
+    refuse_beyond_memory(bytes);
     auto* block = new Block{inner_->allocate(bytes), static_cast<std::int64_t>(bytes)};
     const auto now = allocated += block->bytes;
     auto highest = peak.load();
@@ -42,6 +44,15 @@ class CountingAllocator : public c10::Allocator {
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 
  private:
+  /// LibTorch's allocator ends the process where the system refuses, so a large block is asked for beforehand.
+  static void refuse_beyond_memory(std::size_t bytes) {
+    constexpr std::size_t large = std::size_t{256} << 20;
+    if (bytes < large) return;
+    void* probe = std::malloc(bytes);
+    TORCH_CHECK_WITH(OutOfMemoryError, probe != nullptr, "out of memory: ", bytes, " bytes were asked for at once");
+    std::free(probe);
+  }
+
   c10::Allocator* inner_;
 };
 

@@ -21,9 +21,16 @@ TEST(CommandLine, UnknownCommandsAndOptionsNameTheNearest) {
 }
 
 TEST(CommandLine, EveryCommittedExperimentHasAPlan) {
+  const TemporaryFolder folder;
+  const auto articles = folder / "articles.jsonl";
+  for (int i = 0; i < 3; ++i)
+    std::ofstream(articles, std::ios::app) << R"({"article_text": ["one"], "abstract_text": ["<S> two </S>"]})"
+                                           << "\n";
   for (const auto& entry : std::filesystem::directory_iterator(std::string(SOURCE_FOLDER) + "/experiments")) {
     if (entry.path().extension() != ".json") continue;
-    const auto plan = run_transpool("run --dry-run " + entry.path().string());
+    const bool reads_files = entry.path().stem() == "sumpubmed-small";
+    const auto plan = run_transpool("run --dry-run " + entry.path().string() +
+                                    (reads_files ? " --set data.path=" + articles.string() : ""));
     EXPECT_EQ(plan.code, 0) << entry.path() << plan.output;
     EXPECT_THAT(plan.output, HasSubstr("GFLOP")) << entry.path();
   }

@@ -45,7 +45,7 @@ class ExperimentTest : public testing::Test {
 TEST_F(ExperimentTest, AxesMultiplyAndSeedsRepeat) { EXPECT_EQ(read().cells.size(), 2u * 2u * 2u * 2u); }
 
 TEST_F(ExperimentTest, ZippedAxesMoveTogether) {
-  json_["zip"] = {{"source_length", "pooled_length"}};
+  json_["zip"] = Json::array({Json::array({"source_length", "pooled_length"})});
   const auto experiment = read();
   EXPECT_EQ(experiment.cells.size(), 2u * 2u * 2u);
   for (const auto& cell : experiment.cells)
