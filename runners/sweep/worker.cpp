@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -68,6 +69,8 @@ void Worker::start() {
     dup2(to_child[0], 0);
     dup2(from_child[1], 3);
     dup2(2, 1);
+    // Spinning OpenMP threads stall each other for minutes on two cores; a value that the user set is kept.
+    setenv("OMP_WAIT_POLICY", "passive", 0);
     execv(program_.c_str(), arguments.data());
     _exit(127);
   }
