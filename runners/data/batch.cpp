@@ -44,6 +44,7 @@ std::int64_t width_of(const std::vector<Example>& examples, std::span<const std:
 
 EncodedSplit encode_split(const Split& split, const Tokenizer& tokenizer, std::int64_t source_length,
                           std::int64_t target_length) {
+  if (source_length < 1 || target_length < 1) throw std::invalid_argument("texts are cut to lengths of 1 or more");
   EncodedSplit encoded;
   Cutter sources{source_length}, targets{target_length};
   for (const auto& document : split.documents) {
@@ -98,7 +99,9 @@ void Batcher::start_epoch(std::uint64_t epoch) {
 void Batcher::bucket(std::uint64_t epoch) {
   const auto run = static_cast<std::size_t>(window_) * batch_;
   Random random(seed_ * 0x100000001b3ULL + epoch + 0x5bd1e995ULL);
-  for (std::size_t start = 0; start < order_.size(); start += run) {
+  // The epoch's first examples may complete the last batch of the epoch before: whole batches start after those.
+  const auto shared = (batch_ - epoch % batch_ * (examples_ % batch_) % batch_) % batch_;
+  for (std::size_t start = std::min<std::size_t>(shared, order_.size()); start < order_.size(); start += run) {
     const auto end = std::min(order_.size(), start + run);
     const auto first = order_.begin() + static_cast<std::ptrdiff_t>(start);
     const auto last = order_.begin() + static_cast<std::ptrdiff_t>(end);

@@ -24,6 +24,7 @@ struct EncodedSplit {
 };
 
 /// Encodes and cuts to at most `source_length` and `target_length` tokens. A cut target still ends with eos.
+/// Throws std::invalid_argument where a length is below 1.
 EncodedSplit encode_split(const Split& split, const Tokenizer& tokenizer, std::int64_t source_length,
                           std::int64_t target_length);
 

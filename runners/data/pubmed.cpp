@@ -48,9 +48,32 @@ std::string sentences(const Json& record, const std::string& key, const Where& w
     if (sentence.starts_with("<S>")) sentence = sentence.substr(3);
     if (sentence.ends_with("</S>")) sentence.resize(sentence.size() - 4);
     sentence = strip(sentence);
+    // A line is a sentence from here on, so a line end inside one may not stay.
+    std::replace_if(
+        sentence.begin(), sentence.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
     if (!sentence.empty()) text += (text.empty() ? "" : "\n") + sentence;
   }
   return text;
+}
+
+/// The object of one line.
+Json parse_record(const std::string& line, const Where& where) {
+  try {
+    auto record = Json::parse(line);
+    if (!record.is_object()) where.fail("is not an object with \"article_text\" and \"abstract_text\"");
+    return record;
+  } catch (const Json::parse_error& error) {
+    where.fail(fmt::format("is not JSON from byte {} on (a damaged line, or a file cut off)", error.byte));
+  }
+}
+
+/// The record's own id, or the place of one that has none.
+std::string id_of(const Json& record, const Where& where) {
+  if (!record.contains("article_id") || record["article_id"].is_null())
+    return std::filesystem::path(where.source()).filename().string();
+  const auto& id = record["article_id"];
+  if (!id.is_string() && !id.is_number_integer()) (where / "article_id").fail("is not allowed; allowed: text or integer");
+  return id.is_string() ? id.get<std::string>() : id.dump();
 }
 
 struct Reader {
@@ -59,18 +82,17 @@ struct Reader {
   std::set<std::string> ids;
 
   void take(const std::string& line, const Where& where) {
+    if (strip(line).empty()) return;
     ++counts.read;
-    const auto record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (record.is_discarded()) where.fail("is not JSON (a damaged line, or a file cut off)");
-    if (!record.is_object()) where.fail("is not an object with \"article_text\" and \"abstract_text\"");
+    const auto record = parse_record(line, where);
     Document document;
+    document.id = id_of(record, where);
     document.source = sentences(record, "article_text", where);
     document.target = sentences(record, "abstract_text", where);
-    if (record.contains("article_id") && record["article_id"].is_string()) document.id = record["article_id"];
     if (document.source.empty()) return void(++counts.empty_article);
     if (document.target.empty()) return void(++counts.empty_abstract);
     if (document.source.find(document.target) != std::string::npos) ++counts.abstract_in_body;
-    if (!document.id.empty() && !ids.insert(document.id).second) ++counts.duplicate_id;
+    if (!ids.insert(document.id).second) ++counts.duplicate_id;
     ++counts.kept;
     counts.source_words += count_words(document.source);
     counts.target_words += count_words(document.target);

@@ -10,12 +10,16 @@
 #include <iterator>
 #include <memory>
 #include <stdexcept>
+#include <unordered_map>
 
 namespace transpool {
 namespace {
 
 /// Stands for a line end inside the model, as a symbol of its own.
 constexpr const char* line_end = "<n>";
+
+/// The trainer drops lines of more bytes than this without a word.
+constexpr std::size_t longest_line = 4192;
 
 class SentencePiece : public Tokenizer {
  public:
@@ -25,7 +29,8 @@ class SentencePiece : public Tokenizer {
     if (processor_.pad_id() != pad || processor_.bos_id() != bos || processor_.eos_id() != eos ||
         processor_.unk_id() != unknown)
       where.fail("has other special ids; allowed: pad 0, bos 1, eos 2, unk 3");
-    line_end_ = processor_.PieceToId(line_end);
+    const int id = processor_.PieceToId(line_end);
+    if (id != unknown) line_end_ = id;
   }
 
   std::vector<std::int32_t> encode(std::string_view text) const override {
@@ -39,7 +44,7 @@ class SentencePiece : public Tokenizer {
       if (!status.ok()) throw std::runtime_error("SentencePiece: " + status.ToString());
       ids.insert(ids.end(), pieces.begin(), pieces.end());
       if (end == std::string_view::npos) return ids;
-      ids.push_back(line_end_);
+      if (line_end_ >= 0) ids.push_back(line_end_);
       start = end + 1;
     }
   }
@@ -79,7 +84,7 @@ class SentencePiece : public Tokenizer {
  private:
   std::string model_;
   sentencepiece::SentencePieceProcessor processor_;
-  int line_end_ = -1;
+  int line_end_ = -1;  ///< -1: a model of others that has no such piece, so that line ends become spaces
 };
 
 std::string read_file(const std::filesystem::path& path, const Where& where) {
@@ -102,6 +107,17 @@ class Lines : public sentencepiece::SentenceIterator {
   std::size_t at_ = 0;
 };
 
+/// Adds the line in parts short enough for the trainer, cut between words.
+void add_line(std::string_view line, std::vector<std::string>& lines) {
+  while (line.size() > longest_line) {
+    const auto space = line.rfind(' ', longest_line);
+    if (space == std::string_view::npos || space == 0) return;  // one endless word teaches nothing
+    lines.emplace_back(line.substr(0, space));
+    line.remove_prefix(space + 1);
+  }
+  if (line.find_first_not_of(" \t\r") != std::string_view::npos) lines.emplace_back(line);
+}
+
 std::vector<std::string> training_lines(const Split& training) {
   std::vector<std::string> lines;
   for (const auto& document : training.documents)
@@ -109,26 +125,45 @@ std::vector<std::string> training_lines(const Split& training) {
       std::size_t start = 0;
       while (start < text->size()) {
         const auto end = std::min(text->find('\n', start), text->size());
-        if (end > start) lines.push_back(text->substr(start, end - start));
+        add_line(std::string_view(*text).substr(start, end - start), lines);
         start = end + 1;
       }
     }
   return lines;
 }
 
-std::unique_ptr<Tokenizer> build(const Options& options, const Split& training, std::uint64_t seed, const Where& where) {
+/// Trains a model of the lines. The trainer samples them with a fixed seed of its own: the same lines, the same model.
+std::string train(const std::unordered_map<std::string, std::string>& settings, Lines& lines, const Where& where) {
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train(settings, &lines, &model);
+  if (status.ok()) return model;
+  const auto text = status.ToString();
+  if (text.find("Vocabulary size is smaller") != std::string::npos)
+    (where / "vocabulary_size")
+        .fail(settings.at("vocab_size") + " is too few for the characters of the training documents; allowed: more");
+  where.fail("SentencePiece training: " + text);
+}
+
+std::unique_ptr<Tokenizer> build(const Options& options, const Split& training, std::uint64_t, const Where& where) {
   if (options.has("model"))
     return std::make_unique<SentencePiece>(read_file(options.text("model"), where / "model"), where / "model");
-  sentencepiece::SetRandomGeneratorSeed(static_cast<unsigned>(seed));
   Lines lines(training_lines(training));
-  std::string model;
-  const auto status = sentencepiece::SentencePieceTrainer::Train(
-      fmt::format("--model_type={} --vocab_size={} --hard_vocab_limit=false --pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3 "
-                  "--user_defined_symbols={} "
-                  "--input_sentence_size={} --shuffle_input_sentence=true --num_threads=1 --minloglevel=2",
-                  options.text("model_type"), options.integer("vocabulary_size"), line_end, options.integer("sentences")),
-      &lines, &model);
-  if (!status.ok()) where.fail("SentencePiece training: " + status.ToString());
+  // The trainer ends the program where it is given nothing.
+  if (lines.done()) where.fail("the training documents hold no words to train SentencePiece on");
+  const auto model = train({{"model_type", options.text("model_type")},
+                            {"vocab_size", std::to_string(options.integer("vocabulary_size"))},
+                            {"hard_vocab_limit", "false"},
+                            {"pad_id", std::to_string(Tokenizer::pad)},
+                            {"bos_id", std::to_string(Tokenizer::bos)},
+                            {"eos_id", std::to_string(Tokenizer::eos)},
+                            {"unk_id", std::to_string(Tokenizer::unknown)},
+                            {"user_defined_symbols", line_end},
+                            {"input_sentence_size", std::to_string(options.integer("sentences"))},
+                            {"shuffle_input_sentence", "true"},
+                            {"max_sentence_length", std::to_string(longest_line)},
+                            {"num_threads", "1"},
+                            {"minloglevel", "2"}},
+                           lines, where);
   return std::make_unique<SentencePiece>(model, where);
 }
 
@@ -157,7 +192,7 @@ const RegisterTokenizer registration({
                  .type = OptionType::integer,
                  .fallback = 20000,
                  .meaning = "sentences that training samples",
-                 .minimum = 100,
+                 .minimum = 101,  // the trainer refuses samples of up to 100
                  .maximum = 1e9},
                 {.name = "model",
                  .type = OptionType::text,

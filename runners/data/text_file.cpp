@@ -6,17 +6,27 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 
 namespace transpool {
 namespace {
 
+/// Names the nearest file of the folder; the folder's whole list only where it is short, for it may hold thousands.
 [[noreturn]] void missing(const std::filesystem::path& file) {
-  std::vector<std::string> beside;
   const auto folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
-  if (std::filesystem::is_directory(folder))
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) beside.push_back(entry.path().filename().string());
-  Where(file.string()).fail("is not there; " + unknown_name_message("file", file.filename().string(), beside));
+  std::error_code unreadable;
+  std::vector<std::string> beside;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, unreadable))
+    beside.push_back(entry.path().filename().string());
+  const Where where(file.string());
+  if (unreadable) where.fail("is not there, nor can its folder be read");
+  const auto nearest = nearest_name(file.filename().string(), beside);
+  std::string message = "is not there";
+  if (!nearest.empty()) message += fmt::format("; did you mean \"{}\"?", (file.parent_path() / nearest).string());
+  std::sort(beside.begin(), beside.end());
+  if (!beside.empty() && beside.size() <= 12) message += "; beside it: " + join(beside);
+  where.fail(message);
 }
 
 }  // namespace

@@ -74,7 +74,9 @@ std::unique_ptr<Tokenizer> build(const Options& options, const Split& training, 
 }
 
 std::unique_ptr<Tokenizer> load(const std::filesystem::path&, const Json& description, const Where& where) {
-  if (!description.contains("words") || !description["words"].is_array())
+  const auto is_text = [](const Json& word) { return word.is_string(); };
+  if (!description.contains("words") || !description["words"].is_array() ||
+      !std::all_of(description["words"].begin(), description["words"].end(), is_text))
     (where / "words").fail("is missing, or no list of words");
   return std::make_unique<WordVocabulary>(description["words"].get<std::vector<std::string>>());
 }
