@@ -1,6 +1,8 @@
 # transpool_library(NAME DEPENDS...): a shared library of every .cpp (and, with CUDA, .cu) below the current folder.
 # Shared, so that files which only register a variant are kept, and so that a plug-in finds the same registry.
 # transpool_settings(TARGET): warnings, sanitizers and the shared precompiled header.
+# transpool_without_tensors(TARGET REGEX...): the sources of the target that match need nothing of LibTorch. Compiled without
+# the precompiled header, which takes longer to load than most of them take to compile.
 
 # Some linkers drop a shared library that no symbol is taken from, and with it the variants that it registers. A library
 # linked as $<LINK_LIBRARY:keep,NAME> stays.
@@ -64,5 +66,14 @@ function(transpool_library target)
   transpool_settings(${target})
   foreach(dependency ${ARGN})
     target_link_libraries(${target} PUBLIC $<LINK_LIBRARY:keep,${dependency}>)
+  endforeach()
+endfunction()
+
+function(transpool_without_tensors target)
+  get_target_property(sources ${target} SOURCES)
+  foreach(regex ${ARGN})
+    set(matching ${sources})
+    list(FILTER matching INCLUDE REGEX "${regex}")
+    set_source_files_properties(${matching} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
   endforeach()
 endfunction()

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/nn/module.h>
 #include <algorithm>
 #include <functional>
 #include <map>

@@ -41,6 +41,7 @@ Json to_json(const Capabilities& capabilities) {
   return Json{{"devices", capabilities.devices},
               {"dtypes", capabilities.dtypes},
               {"differentiable", capabilities.differentiable},
+              {"stochastic", capabilities.stochastic},
               {"pooled_length_divides_length", capabilities.pooled_length_divides_length},
               {"causal", capabilities.causal},
               {"cross", capabilities.cross},

@@ -16,6 +16,7 @@ struct Capabilities {
   std::vector<std::string> devices = {"cpu", "cuda"};
   std::vector<std::string> dtypes = {"float64", "float32", "bfloat16", "float16"};
   bool differentiable = true;
+  bool stochastic = false;                    ///< draws random numbers; repeatable with its option `seed`
   bool pooled_length_divides_length = false;  ///< needs k | n
   bool causal = false;                        ///< attention only: can mask the future
   bool cross = false;                         ///< attention only: takes keys of another length than the queries

@@ -45,6 +45,11 @@ struct PoolingVariant : VariantInfo {
   /// The same function written independently, for checks.
   PoolingFactory reference = {};
   std::function<Cost(const PoolingShape&, const Options&)> cost = {};
+  /// Whether every output is led by a source row of its own, so that k = n gives all rows back. A free mixture may weigh
+  /// the same row most in two outputs.
+  bool distinct_rows = true;
+  /// Options that bring a relaxation next to hard top-k, {"temperature": 1e-4}; null where it is none.
+  Json sharp = nullptr;
 };
 
 Registry<PoolingVariant>& pooling_registry();

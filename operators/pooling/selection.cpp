@@ -12,6 +12,8 @@ constexpr double lowest = -std::numeric_limits<double>::infinity();
 
 at::Tensor nan_as_lowest(const at::Tensor& scores) { return scores.masked_fill(scores.isnan(), lowest); }
 
+at::Tensor bounded_scores(const at::Tensor& scores) { return nan_as_lowest(scores).clamp(-score_bound, score_bound); }
+
 at::Tensor rankable_scores(const at::Tensor& scores, const std::optional<at::Tensor>& lengths) {
   auto ranked = nan_as_lowest(scores.detach());
   if (lengths) ranked = ranked.masked_fill_(valid_positions(*lengths, scores.size(1)).logical_not_(), lowest);

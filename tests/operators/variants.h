@@ -2,8 +2,10 @@
 
 #include "operators/registry.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/utils.h>
 
 #include <functional>
 #include <string>

@@ -2,8 +2,10 @@
 #include "runners/measure/level.h"
 #include "runners/sweep/settings.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/utils.h>
 
 namespace transpool {
 namespace {
