@@ -4,6 +4,7 @@
 #include "runners/measure/level.h"
 
 #include <fmt/format.h>
+#include <torch/csrc/autograd/autograd.h>
 
 namespace transpool {
 namespace {
