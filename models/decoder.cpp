@@ -86,9 +86,9 @@ torch::Tensor DecoderImpl::forward_step(const torch::Tensor& x, DecoderState& st
 Cost decoder_cost(const DecoderConfig& config, std::int64_t batch, std::int64_t target, std::int64_t memory, bool masked,
                   at::ScalarType dtype) {
   const auto& layer = config.layer;
-  Cost one = projection_cost(batch * target, layer.width, 6 * layer.width);
-  one += projection_cost(batch * memory, layer.width, 2 * layer.width);
-  one += projection_cost(batch * target, layer.width, 2 * layer.feed_forward);
+  Cost one = projection_cost(batch * target, layer.width, 6 * layer.width, dtype);
+  one += projection_cost(batch * memory, layer.width, 2 * layer.width, dtype);
+  one += projection_cost(batch * target, layer.width, 2 * layer.feed_forward, dtype);
   one += attention_part(layer, batch, target, target, true, false, dtype);
   one += attention_part(layer, batch, target, memory, false, masked, dtype);
   return one.scaled(static_cast<double>(config.layers));

@@ -148,8 +148,8 @@ Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t 
   Cost total;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const auto rows = batch * length;
-    total += projection_cost(rows, layer.width, 4 * layer.width);
-    total += projection_cost(rows, layer.width, 2 * layer.feed_forward);
+    total += projection_cost(rows, layer.width, 4 * layer.width, dtype);
+    total += projection_cost(rows, layer.width, 2 * layer.feed_forward, dtype);
     total += attention.variant->cost({batch, layer.heads, length, length, layer.width / layer.heads, false, masked, dtype},
                                      attention.options);
     const auto width = config.widths.find(i);

@@ -17,10 +17,12 @@ torch::Tensor split_heads(const torch::Tensor& x, std::int64_t heads) {
 
 torch::Tensor merge_heads(const torch::Tensor& x) { return x.transpose(1, 2).reshape({x.size(0), x.size(2), -1}); }
 
-Cost projection_cost(std::int64_t rows, std::int64_t in, std::int64_t out) {
+Cost projection_cost(std::int64_t rows, std::int64_t in, std::int64_t out, at::ScalarType dtype) {
   Cost cost;
   cost.flops = 2.0 * static_cast<double>(rows) * static_cast<double>(in) * static_cast<double>(out);
   cost.backward_flops = 2 * cost.flops;
+  cost.activation_bytes =
+      static_cast<double>(rows) * static_cast<double>(out) * static_cast<double>(c10::elementSize(dtype));
   return cost;
 }
 

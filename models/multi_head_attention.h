@@ -57,7 +57,7 @@ TORCH_MODULE(CrossAttention);
 /// Throws UsageError unless `heads` divides `width`.
 void check_heads(std::int64_t width, std::int64_t heads);
 
-/// Projections only: q, k, v and output of n rows of width d, all with gradients.
-Cost projection_cost(std::int64_t rows, std::int64_t in, std::int64_t out);
+/// Linear layers only: `rows` rows of width `in` to `out` columns, all with gradients; the results are kept for backward.
+Cost projection_cost(std::int64_t rows, std::int64_t in, std::int64_t out, at::ScalarType dtype);
 
 }  // namespace transpool

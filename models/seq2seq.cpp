@@ -51,7 +51,7 @@ Cost model_cost(const ModelConfig& config, std::int64_t batch, std::int64_t sour
   auto cost = encoder_cost(config.encoder, batch, source, masked, dtype);
   const auto memory = encoder_lengths(config.encoder, source).back();
   cost += decoder_cost(config.decoder, batch, target, memory, masked, dtype);
-  cost += projection_cost(batch * target, config.encoder.layer.width, config.vocabulary);
+  cost += projection_cost(batch * target, config.encoder.layer.width, config.vocabulary, dtype);
   return cost;
 }
 

@@ -39,7 +39,7 @@ at::Tensor valid_positions(const at::Tensor& lengths, std::int64_t length) {
   return at::arange(length, lengths.options()).unsqueeze(0) < lengths.unsqueeze(1);
 }
 
-void check_lengths(const std::optional<at::Tensor>& lengths, const at::Tensor& like) {
+void check_lengths(const std::optional<at::Tensor>& lengths, std::int64_t longest, const at::Tensor& like) {
   if (!lengths) return;
   if (lengths->scalar_type() != at::kLong || lengths->dim() != 1 || lengths->size(0) != like.size(0) ||
       lengths->device() != like.device()) {
@@ -48,6 +48,11 @@ void check_lengths(const std::optional<at::Tensor>& lengths, const at::Tensor& l
     throw UsageError(fmt::format("lengths: {} is not allowed; allowed: int64 of shape ({},) on {}", got.str(), like.size(0),
                                  like.device().str()));
   }
+  // On a device the values are not looked at: that would wait for everything queued before.
+  if (!lengths->is_cpu() || lengths->numel() == 0) return;
+  for (const auto value : {lengths->min().item<std::int64_t>(), lengths->max().item<std::int64_t>()})
+    if (value < 0 || value > longest)
+      throw UsageError(fmt::format("lengths: {} is out of range; allowed: 0 to {}", value, longest));
 }
 
 }  // namespace transpool

@@ -19,7 +19,8 @@ at::ScalarType accumulation_dtype(at::ScalarType dtype);
 /// (B, n) bool: position < length of its row. `lengths` is int64 (B,).
 at::Tensor valid_positions(const at::Tensor& lengths, std::int64_t length);
 
-/// Throws UsageError naming the tensor unless lengths is int64 (B,) on the device of `like`, or absent.
-void check_lengths(const std::optional<at::Tensor>& lengths, const at::Tensor& like);
+/// Throws UsageError naming the tensor unless lengths is absent, or int64 (B,) on the device of `like` (B, ...) with values
+/// from 0 to `longest`. The values are checked on the CPU only.
+void check_lengths(const std::optional<at::Tensor>& lengths, std::int64_t longest, const at::Tensor& like);
 
 }  // namespace transpool

@@ -23,7 +23,14 @@ void check_attention_arguments(const at::Tensor& q, const at::Tensor& k, const a
   if (v.dim() != 4 || v.sizes().slice(0, 3) != k.sizes().slice(0, 3))
     refuse("v", v, fmt::format("({}, {}, {}, e)", k.size(0), k.size(1), k.size(2)));
   if (mask.causal && q.size(2) != k.size(2)) refuse("k", k, fmt::format("{} keys, for causal attention", q.size(2)));
-  check_lengths(mask.key_lengths, q);
+  for (const auto& [name, tensor] : {std::pair{"k", k}, std::pair{"v", v}})
+    if (tensor.scalar_type() != q.scalar_type() || tensor.device() != q.device())
+      throw UsageError(fmt::format("{}: {} on {} is not allowed; allowed: {} on {}, as q", name,
+                                   dtype_name(tensor.scalar_type()), tensor.device().str(), dtype_name(q.scalar_type()),
+                                   q.device().str()));
+  if (!q.is_floating_point())
+    throw UsageError("q: " + dtype_name(q.scalar_type()) + " is not allowed; allowed: a floating dtype");
+  check_lengths(mask.key_lengths, k.size(2), q);
 }
 
 void check_attention_support(const AttentionVariant& variant, const AttentionShape& shape, const std::string& device) {

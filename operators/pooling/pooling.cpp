@@ -28,7 +28,7 @@ void check_pooling_arguments(const at::Tensor& x, const at::Tensor& scores, std:
     throw UsageError(fmt::format("scores: on {}, but x is on {}", scores.device().str(), x.device().str()));
   if (x.size(0) < 1) throw UsageError("x: batch 0 is not allowed; allowed: 1 or more");
   if (k < 1 || k > x.size(1)) throw UsageError(fmt::format("k: {} is out of range; allowed: 1 to n = {}", k, x.size(1)));
-  check_lengths(lengths, x);
+  check_lengths(lengths, x.size(1), x);
 }
 
 void check_pooling_support(const PoolingVariant& variant, const PoolingShape& shape, const std::string& device) {

@@ -5,10 +5,6 @@
 namespace transpool {
 namespace {
 
-TournamentOptions tournament_options(const Options& options) {
-  return {options.real("base"), options.flag("mirror"), options.flag("keep_order")};
-}
-
 /// One pass over x: the tournament runs on the scores alone and says which k-th of the rows each output mixes, and by
 /// how much; one segmented gather does the mixing.
 class SuccessiveHalving : public PoolingOperator {
@@ -59,20 +55,7 @@ const RegisterPooling registration({
     {.name = "successive_halving",
      .description = "Successive Halving top-k in one pass: tournament on the scores, one weighted gather",
      .source = "arXiv 2010.15552; arXiv 2009.05169, section 3",
-     .options = {{.name = "base",
-                  .type = OptionType::real,
-                  .fallback = 20.0,
-                  .meaning = "B in w = softmax(B^s_a, B^s_b): sharpness of each meeting",
-                  .minimum = 1.0001,
-                  .maximum = 1e6},
-                 {.name = "mirror",
-                  .type = OptionType::boolean,
-                  .fallback = true,
-                  .meaning = "rank i meets rank N-1-i, else rank i meets rank i + N/2"},
-                 {.name = "keep_order",
-                  .type = OptionType::boolean,
-                  .fallback = true,
-                  .meaning = "winners go back to source order after each round"}}},
+     .options = tournament_option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalving>(options); },
     rounds_reference(),
     successive_halving_cost,

@@ -1,5 +1,6 @@
 #include "operators/pooling/pooling.h"
 #include "operators/pooling/selection.h"
+#include "operators/pooling/tournament.h"
 
 #include <cmath>
 
@@ -117,20 +118,7 @@ const RegisterPooling registration({
     {.name = "successive_halving_rounds",
      .description = "Successive Halving as in the paper: round by round on whole rows, one batch row at a time",
      .source = "arXiv 2010.15552, algorithm 1",
-     .options = {{.name = "base",
-                  .type = OptionType::real,
-                  .fallback = 20.0,
-                  .meaning = "B in w = softmax(B^s_a, B^s_b): sharpness of each meeting",
-                  .minimum = 1.0001,
-                  .maximum = 1e6},
-                 {.name = "mirror",
-                  .type = OptionType::boolean,
-                  .fallback = true,
-                  .meaning = "rank i meets rank N-1-i, else rank i meets rank i + N/2"},
-                 {.name = "keep_order",
-                  .type = OptionType::boolean,
-                  .fallback = true,
-                  .meaning = "winners go back to source order after each round"}}},
+     .options = tournament_option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalvingRounds>(options); },
     [](const Options& options) { return pooling_registry().find("successive_halving").make(options); },
     rounds_cost,

@@ -208,9 +208,31 @@ std::int64_t tournament_rounds(std::int64_t n, std::int64_t k) {
 
 Tournament run_tournament(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           const TournamentOptions& options) {
+  if (const auto done = run_tournament_kernel(scores, k, lengths, options)) return *done;
   auto parts =
       TournamentFunction::apply(nan_as_lowest(scores), k, lengths, options.base, options.mirror, options.keep_order);
   return {parts[0], parts[1], parts[2], parts[3]};
+}
+
+std::vector<OptionSpec> tournament_option_specs() {
+  return {{.name = "base",
+           .type = OptionType::real,
+           .fallback = 20.0,
+           .meaning = "B in w = softmax(B^s_a, B^s_b): sharpness of each meeting",
+           .minimum = 1.0001,
+           .maximum = 1e6},
+          {.name = "mirror",
+           .type = OptionType::boolean,
+           .fallback = true,
+           .meaning = "rank i meets rank N-1-i, else rank i meets rank i + N/2"},
+          {.name = "keep_order",
+           .type = OptionType::boolean,
+           .fallback = true,
+           .meaning = "winners go back to source order after each round"}};
+}
+
+TournamentOptions tournament_options(const Options& options) {
+  return {options.real("base"), options.flag("mirror"), options.flag("keep_order")};
 }
 
 }  // namespace transpool

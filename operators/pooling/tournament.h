@@ -1,5 +1,6 @@
 #pragma once
 
+#include "operators/options.h"
 #include "operators/tensor.h"
 
 namespace transpool {
@@ -27,5 +28,13 @@ struct Tournament {
 /// share evenly, NaN counts as -inf; rows past the length never win and have weight exactly 0.
 Tournament run_tournament(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           const TournamentOptions& options);
+
+/// The same by a kernel of our own; nothing where this build has none for the scores' device, or none for so many rows.
+std::optional<Tournament> run_tournament_kernel(const at::Tensor& scores, std::int64_t k,
+                                                const std::optional<at::Tensor>& lengths, const TournamentOptions& options);
+
+/// `base`, `mirror` and `keep_order` as options of a variant.
+std::vector<OptionSpec> tournament_option_specs();
+TournamentOptions tournament_options(const Options& options);
 
 }  // namespace transpool

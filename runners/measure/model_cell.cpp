@@ -163,7 +163,7 @@ Workload generation_workload(const Cell& cell, Seq2Seq model, bool random_length
   workload.cost = encoder_cost(config.encoder, pass->batch, pass->source, random_lengths, pass->dtype);
   const auto memory = encoder_lengths(config.encoder, pass->source).back();
   workload.cost += generation_cost(config.decoder, pass->batch, pass->target, memory, random_lengths, pass->dtype);
-  workload.cost += projection_cost(pass->batch * pass->target, config.encoder.layer.width, config.vocabulary);
+  workload.cost += projection_cost(pass->batch * pass->target, config.encoder.layer.width, config.vocabulary, pass->dtype);
   workload.backward = false;
   return workload;
 }

@@ -216,6 +216,22 @@ Json read_baseline(const Json& json, const std::vector<Axis>& axes, const Where&
   return json["baseline"];
 }
 
+/// Says where the setting that a level's check named first was written: on an axis, under fixed, or nowhere.
+[[noreturn]] void refuse_cell(const Cell& cell, const std::string& message, const std::vector<Axis>& axes, const Json& fixed,
+                              const Where& root) {
+  const auto setting = message.substr(0, message.find(": "));
+  const auto text = message.substr(std::min(message.size(), setting.size() + 2));
+  const auto of_cell = cell.axes.empty() ? "" : " (cell " + cell.axes.dump() + ")";
+  for (const auto& axis : axes) {
+    if (axis.name != setting) continue;
+    const auto found = std::find(axis.written.begin(), axis.written.end(), cell.axes[axis.name]);
+    (root / "axes" / axis.name / static_cast<std::size_t>(found - axis.written.begin())).fail(text + of_cell);
+  }
+  if (fixed.contains(setting)) (root / "fixed" / setting).fail(text + of_cell);
+  if (cell.values.has(setting)) (root / "fixed" / setting).fail("the default " + text + of_cell);
+  (root / "axes").fail(message + of_cell);
+}
+
 }  // namespace
 
 Json to_json(const Cell& cell) {
@@ -288,9 +304,11 @@ Experiment read_experiment(const std::filesystem::path& file, const std::vector<
       continue;
     }
     try {
-      find_level(cell.level).check(cell, Where(file.string(), cell.axes.empty() ? "" : cell.axes.dump()));
+      find_level(cell.level).check(cell, Where());
     } catch (const Unsupported& unsupported) {
       cell.skip_reason = unsupported.what();
+    } catch (const UsageError& error) {
+      refuse_cell(cell, error.what(), axes, fixed, root);
     }
     for (const auto seed : seeds) {
       cell.seed = seed;

@@ -387,6 +387,8 @@ TEST_F(Pooling, RefusedArgumentsAreNamedWithTheirValueAndWhatIsAllowed) {
     EXPECT_THAT(refusal(x, scores, 2, lengths_of({1, 2}).to(at::kInt)),
                 testing::AllOf(HasSubstr("lengths: "), HasSubstr("Int"), HasSubstr("int64")));
     EXPECT_THAT(refusal(x, scores, 2, lengths_of({1, 2}).unsqueeze(1)), HasSubstr("lengths: [2, 1]"));
+    EXPECT_THAT(refusal(x, scores, 2, lengths_of({1, 6})), HasSubstr("lengths: 6 is out of range; allowed: 0 to 5"));
+    EXPECT_THAT(refusal(x, scores, 2, lengths_of({-1, 2})), HasSubstr("lengths: -1 is out of range; allowed: 0 to 5"));
   }
 }
 

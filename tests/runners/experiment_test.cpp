@@ -97,7 +97,9 @@ TEST_F(ExperimentTest, UnknownKeysAxesAndOptionsAreRefused) {
 TEST_F(ExperimentTest, WrongTypesAndRangesAreRefused) {
   EXPECT_THAT(error({"fixed.batch=two"}), HasSubstr("/fixed/batch: \"two\" is not allowed; allowed: integer"));
   EXPECT_THAT(error({"fixed.batch=-1"}), HasSubstr("-1 is out of range"));
-  EXPECT_THAT(error({"axes.pooled_length=64"}), HasSubstr("pooled_length: 64 is out of range; allowed: 1 to source_length"));
+  EXPECT_THAT(error({"axes.pooled_length=64"}),
+              HasSubstr("/axes/pooled_length/0: 64 is out of range; allowed: 1 to source_length = 16 (cell {"));
+  EXPECT_THAT(error({"axes.pooled_length=4,64"}), HasSubstr("/axes/pooled_length/1: 64 is out of range"));
   EXPECT_THAT(error({"seeds=[]"}), HasSubstr("/seeds"));
   EXPECT_THAT(error({"measure=[\"tyme\"]"}), HasSubstr("did you mean \"time\"?"));
 }
