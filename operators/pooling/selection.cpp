@@ -14,6 +14,11 @@ at::Tensor nan_as_lowest(const at::Tensor& scores) { return scores.masked_fill(s
 
 at::Tensor bounded_scores(const at::Tensor& scores) { return nan_as_lowest(scores).clamp(-score_bound, score_bound); }
 
+at::Tensor comparable_scores(const at::Tensor& scores) {
+  constexpr std::int64_t last_bits = 0xfff;
+  return scores.contiguous().view(at::kLong).bitwise_and(at::Scalar(~last_bits)).view(at::kDouble);
+}
+
 at::Tensor rankable_scores(const at::Tensor& scores, const std::optional<at::Tensor>& lengths) {
   auto ranked = nan_as_lowest(scores.detach());
   if (lengths) ranked = ranked.masked_fill_(valid_positions(*lengths, scores.size(1)).logical_not_(), lowest);

@@ -44,7 +44,7 @@ class SuccessiveHalvingRounds : public PoolingOperator {
   Field play_round(const Field& in, std::int64_t places) const {
     const auto m = in.x.size(0);
     const auto half = places / 2;
-    const auto order = in.scores.detach().argsort(/*stable=*/true, 0, /*descending=*/true);
+    const auto order = comparable_scores(in.scores.detach()).argsort(/*stable=*/true, 0, /*descending=*/true);
     const auto winners = std::min(m, half);
     const auto opponents = std::max<std::int64_t>(0, m - half);
     // Mirrored, the last `opponents` of the upper half meet the lower half in reverse; else the first ones meet it in order.

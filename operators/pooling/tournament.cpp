@@ -43,7 +43,7 @@ struct State {
 
 Round play(State& state, const TournamentOptions& options, bool padded) {
   const auto half = state.scores.size(1) / 2;
-  const auto order = std::get<1>(state.scores.sort(/*stable=*/true, 1, /*descending=*/true));
+  const auto order = std::get<1>(comparable_scores(state.scores).sort(/*stable=*/true, 1, /*descending=*/true));
   Round round;
   round.stronger = order.narrow(1, 0, half);
   round.weaker = order.narrow(1, half, half);

@@ -10,18 +10,18 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int threads = 1024;
+constexpr int threads = 512;  // two blocks fit a multiprocessor, so that 16 clusters of 8 run at once
 constexpr int warps = threads / 32;
 constexpr int largest_cluster = 16;    // above 8 the hardware must be asked for it
 constexpr int largest_segment = 4096;  // players of one block: what its shared memory holds
-constexpr int quick_segment = 1024;    // one player a thread
+constexpr int quick_segment = 1024;    // blocks are added up to the portable cluster size before segments grow
 
 /// Players of one batch row are spread over the blocks of a cluster, `segment` consecutive ones a block. What a block owns:
 struct Segment {
-  std::uint64_t* key;   // sorted: descending scores as ascending integers
-  std::int32_t* local;  // sorted beside them: the player's place in the segment
-  std::int32_t* rank;   // by place: rank among all players of the round
-  double* score[2];     // by place; this round's and the next one's
+  std::uint64_t* key;    // sorted: sort_key
+  std::int32_t* before;  // by place: winners of the segment that stand before
+  std::int32_t* rank;    // by place: rank among all players of the round
+  double* score[2];      // by place; this round's and the next one's
   std::int32_t* leader[2];
   double* ranked_score;  // by rank - first rank of the segment
   std::int32_t* ranked_player;
@@ -40,7 +40,7 @@ __device__ Segment segment_in(unsigned char* memory, int capacity) {
   s.score[0] = reinterpret_cast<double*>(take(8));
   s.score[1] = reinterpret_cast<double*>(take(8));
   s.ranked_score = reinterpret_cast<double*>(take(8));
-  s.local = reinterpret_cast<std::int32_t*>(take(4));
+  s.before = reinterpret_cast<std::int32_t*>(take(4));
   s.rank = reinterpret_cast<std::int32_t*>(take(4));
   s.leader[0] = reinterpret_cast<std::int32_t*>(take(4));
   s.leader[1] = reinterpret_cast<std::int32_t*>(take(4));
@@ -50,11 +50,14 @@ __device__ Segment segment_in(unsigned char* memory, int capacity) {
 
 __device__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 
-/// Rises where the score falls; both zeros are one.
-__device__ std::uint64_t descending_key(double score) {
+/// The bits of a score that its rank is read from (see comparable_scores), falling scores as rising integers, and below
+/// them the player's place in its segment: a tie goes to the earlier one. Both zeros are one.
+constexpr std::uint64_t place_mask = largest_segment - 1;
+
+__device__ std::uint64_t sort_key(double score, int place) {
   const auto bits = static_cast<std::uint64_t>(__double_as_longlong(score + 0.0));
   const auto rising = bits >> 63 ? ~bits : bits | (std::uint64_t{1} << 63);
-  return ~rising;
+  return (~rising & ~place_mask) | static_cast<std::uint64_t>(place);
 }
 
 __device__ double finite_or_zero(double value) { return isfinite(value) ? value : 0.0; }
@@ -67,37 +70,33 @@ __device__ double stronger_share(double a, double b, double base) {
   return 1 / (1 + exp(-lead));
 }
 
-/// Sorts the `size` (a power of two) keys with their places, in shared memory; ties by place.
-__device__ void bitonic_sort(std::uint64_t* key, std::int32_t* local, int size) {
+/// Sorts `size` (a power of two) keys in shared memory.
+__device__ void bitonic_sort(std::uint64_t* key, int size) {
   for (int width = 2; width <= size; width *= 2)
     for (int stride = width / 2; stride > 0; stride /= 2) {
       for (int pair = threadIdx.x; pair < size / 2; pair += threads) {
         const int low = 2 * pair - (pair & (stride - 1));
-        const int high = low + stride;
-        const bool rising = (low & width) == 0;
-        const auto a = key[low], b = key[high];
-        const auto ia = local[low], ib = local[high];
-        const bool swap = (a > b || (a == b && ia > ib)) == rising;
-        if (swap) {
-          key[low] = b, key[high] = a;
-          local[low] = ib, local[high] = ia;
+        const auto a = key[low], b = key[low + stride];
+        if ((a > b) == ((low & width) == 0)) {
+          key[low] = b;
+          key[low + stride] = a;
         }
       }
-      // Up to stride 32 a warp's pairs lie within its own 64 players.
-      if (stride > 32 || (stride == 1 && 2 * width > 64)) __syncthreads();
+      // Up to stride 32 a warp's pairs lie within its own 64 keys.
+      if (stride > 32 || (stride == 1 && width > 32)) __syncthreads();
       else __syncwarp();
     }
   __syncthreads();
 }
 
-/// How many of `size` sorted keys come before `key`; equal ones do where `or_equal`.
-__device__ int count_before(const std::uint64_t* keys, int size, std::uint64_t key, bool or_equal) {
-  int low = 0, high = size;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    const bool before = or_equal ? keys[middle] <= key : keys[middle] < key;
-    if (before) low = middle + 1;
-    else high = middle;
+/// How many of `size` sorted keys are below `key`.
+__device__ int count_below(const std::uint64_t* keys, int size, std::uint64_t key) {
+  int low = 0;
+  while (size > 0) {
+    const int half = size / 2;
+    const bool below = keys[low + half] < key;
+    low = below ? low + half + 1 : low;
+    size = below ? size - half - 1 : half;
   }
   return low;
 }
@@ -172,11 +171,10 @@ __global__ void __launch_bounds__(threads) forward_kernel(TournamentArguments a,
     int size = 2;
     while (size < r.segment) size *= 2;
     for (int i = threadIdx.x; i < size; i += threads) {
-      s.key[i] = i < r.mine ? descending_key(s.score[now][i]) : ~std::uint64_t{0};
-      s.local[i] = i;
+      s.key[i] = i < r.mine ? sort_key(s.score[now][i], i) : ~std::uint64_t{0};
     }
     __syncthreads();
-    bitonic_sort(s.key, s.local, size);
+    bitonic_sort(s.key, size);
     cluster.sync();
 
     // Segments hold players in their order, so a tie with an earlier segment is lost and one with a later segment is won.
@@ -186,9 +184,10 @@ __global__ void __launch_bounds__(threads) forward_kernel(TournamentArguments a,
       for (int step = 1; step < blocks; ++step) {
         const int other = (block + step) % blocks;
         const int size_there = min(r.segment, max(0, r.players - other * r.segment));
-        rank += count_before(cluster.map_shared_rank(s.key, other), size_there, key, other < block);
+        const auto limit = other < block ? (key | place_mask) + 1 : key & ~place_mask;
+        rank += count_below(cluster.map_shared_rank(s.key, other), size_there, limit);
       }
-      const int place = s.local[i];
+      const int place = static_cast<int>(key & place_mask);
       s.rank[place] = rank;
       const int owner = rank / r.segment;
       cluster.map_shared_rank(s.ranked_score, owner)[rank - owner * r.segment] = s.score[now][place];
@@ -198,12 +197,12 @@ __global__ void __launch_bounds__(threads) forward_kernel(TournamentArguments a,
     if (threadIdx.x == 0) winners = 0;
     int total = 0;
     const int tiles = (r.segment + threads - 1) / threads;
-    // The winner's place among the winners of this block takes the place of the sorted index, which is done with.
+
     for (int tile = 0; tile < tiles; ++tile) {
       const int i = tile * threads + threadIdx.x;
       const bool wins = i < r.mine && s.rank[i] < r.half;
       const int before = count_winners_before(wins, total, warp_count);
-      if (i < r.mine) s.local[i] = before;
+      if (i < r.mine) s.before[i] = before;
     }
     if (threadIdx.x == 0) winners = total;
     cluster.sync();
@@ -222,7 +221,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(TournamentArguments a,
       const int weaker = cluster.map_shared_rank(s.ranked_player, owner)[weaker_rank - owner * r.segment];
       const double share = weaker_rank >= real ? 1.0 : stronger_share(strong, weak, a.base);
       const double mixed = share == 1 || strong == weak ? strong : share * strong + (1 - share) * weak;
-      const int pair = a.keep_order ? winners_before + s.local[i] : rank;
+      const int pair = a.keep_order ? winners_before + s.before[i] : rank;
       const int home = pair / next.segment;
       cluster.map_shared_rank(s.score[1 - now], home)[pair - home * next.segment] = mixed;
       cluster.map_shared_rank(s.leader[1 - now], home)[pair - home * next.segment] = s.leader[now][i];
@@ -270,11 +269,14 @@ __device__ double share_slope(double share, double score, double base) {
   return finite_or_zero(share * (1 - share) * log(base) * pow(base, score));
 }
 
-/// One block a batch row: first upward, what the loss gains from a unit of weight on each player, then downward, the
+/// One cluster a batch row: first upward, what the loss gains from a unit of weight on each player, then downward, the
 /// players' weights and the gradient of their scores (which takes the place of the gain).
 template <class T>
 __global__ void __launch_bounds__(threads) backward_kernel(TournamentArguments a) {
-  const std::int64_t batch = blockIdx.x;
+  auto cluster = cg::this_cluster();
+  const auto first = static_cast<std::int64_t>(cluster.thread_rank());
+  const auto step = static_cast<std::int64_t>(cluster.num_threads());
+  const std::int64_t batch = blockIdx.x / cluster.num_blocks();
   const std::int64_t padded = a.slots << a.rounds;
   const std::int64_t pairs = padded - a.slots;
   const auto valid = valid_rows(a, batch);
@@ -284,34 +286,34 @@ __global__ void __launch_bounds__(threads) backward_kernel(TournamentArguments a
   const auto pairs_of = [&](auto* all, int number) { return all + batch * pairs + (padded - (padded >> number)); };
 
   double* gain = players_of(a.gain, 0);
-  for (int i = threadIdx.x; i < padded; i += threads)
+  for (std::int64_t i = first; i < padded; i += step)
     if (i >= valid) gain[i] = 0;
-  for (std::int64_t i = threadIdx.x; i < padded; i += threads) {
+  for (std::int64_t i = first; i < padded; i += step) {
     const auto row = a.rows[batch * padded + i];
     if (row >= 0) gain[row] = a.weight_gradient[batch * padded + i];
   }
-  __syncthreads();
+  cluster.sync();
   for (int number = 0; number < a.rounds; ++number) {
     gain = players_of(a.gain, number);
     double* above = players_of(a.gain, number + 1);
-    for (std::int64_t p = threadIdx.x; p < (padded >> number) / 2; p += threads) {
+    for (std::int64_t p = first; p < (padded >> number) / 2; p += step) {
       const double share = pairs_of(a.share, number)[p];
-      const double first = gain[pairs_of(a.stronger, number)[p]], second = gain[pairs_of(a.weaker, number)[p]];
-      pairs_of(a.difference, number)[p] = first - second;
-      above[p] = share * first + (1 - share) * second;
+      const double strong = gain[pairs_of(a.stronger, number)[p]], weak = gain[pairs_of(a.weaker, number)[p]];
+      pairs_of(a.difference, number)[p] = strong - weak;
+      above[p] = share * strong + (1 - share) * weak;
     }
-    __syncthreads();
+    cluster.sync();
   }
 
-  for (std::int64_t i = threadIdx.x; i < a.slots; i += threads) {
+  for (std::int64_t i = first; i < a.slots; i += step) {
     players_of(a.gain, a.rounds)[i] = a.slot_gradient[batch * a.slots + i];
     players_of(a.node_weight, a.rounds)[i] = 1;
   }
-  __syncthreads();
+  cluster.sync();
   for (int number = a.rounds; number-- > 0;) {
     const double* above = players_of(a.gain, number + 1);
     const double* weight = players_of(a.node_weight, number + 1);
-    for (std::int64_t p = threadIdx.x; p < (padded >> number) / 2; p += threads) {
+    for (std::int64_t p = first; p < (padded >> number) / 2; p += step) {
       const double share = pairs_of(a.share, number)[p];
       const double strong = pairs_of(a.stronger_score, number)[p], weak = pairs_of(a.weaker_score, number)[p];
       const double share_gradient = weight[p] * pairs_of(a.difference, number)[p] + above[p] * finite_or_zero(strong - weak);
@@ -321,10 +323,10 @@ __global__ void __launch_bounds__(threads) backward_kernel(TournamentArguments a
       players_of(a.node_weight, number)[stronger] = weight[p] * share;
       players_of(a.node_weight, number)[weaker] = weight[p] * (1 - share);
     }
-    __syncthreads();
+    cluster.sync();
   }
   gain = players_of(a.gain, 0);
-  for (std::int64_t i = threadIdx.x; i < a.length; i += threads) {
+  for (std::int64_t i = first; i < a.length; i += step) {
     const auto place = batch * a.length + i;
     const bool counts = i < valid && !isnan(static_cast<const T*>(a.scores)[place]);
     static_cast<T*>(a.score_gradient)[place] = counts ? static_cast<T>(gain[i]) : T(0);
@@ -339,16 +341,9 @@ int blocks_of(std::int64_t padded) {
   return blocks;
 }
 
-template <class T>
-cudaError_t launch_forward(const TournamentArguments& a, cudaStream_t stream) {
-  const std::int64_t padded = a.slots << a.rounds;
-  const int blocks = blocks_of(padded);
-  int capacity = 2;
-  while (capacity * static_cast<std::int64_t>(blocks) < padded) capacity *= 2;
-  const auto kernel = forward_kernel<T>;
-  const auto bytes = capacity * bytes_a_player;
-  if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
-    return error;
+template <class Kernel, class... Arguments>
+cudaError_t launch(Kernel kernel, std::int64_t batch, int blocks, std::size_t bytes, cudaStream_t stream,
+                   Arguments... arguments) {
   if (blocks > 8)
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
   cudaLaunchAttribute cluster;
@@ -356,13 +351,31 @@ cudaError_t launch_forward(const TournamentArguments& a, cudaStream_t stream) {
   cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(static_cast<unsigned>(a.batch * blocks));
+  launch.gridDim = dim3(static_cast<unsigned>(batch * blocks));
   launch.blockDim = dim3(threads);
   launch.dynamicSmemBytes = bytes;
   launch.stream = stream;
   launch.attrs = &cluster;
   launch.numAttrs = 1;
-  return cudaLaunchKernelEx(&launch, kernel, a, capacity);
+  return cudaLaunchKernelEx(&launch, kernel, arguments...);
+}
+
+template <class T>
+cudaError_t launch_forward(const TournamentArguments& a, cudaStream_t stream) {
+  const std::int64_t padded = a.slots << a.rounds;
+  const int blocks = blocks_of(padded);
+  int capacity = 2;
+  while (capacity * static_cast<std::int64_t>(blocks) < padded) capacity *= 2;
+  const auto bytes = capacity * bytes_a_player;
+  if (auto error =
+          cudaFuncSetAttribute(forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
+    return error;
+  return launch(forward_kernel<T>, a.batch, blocks, bytes, stream, a, capacity);
+}
+
+template <class T>
+cudaError_t launch_backward(const TournamentArguments& a, cudaStream_t stream) {
+  return launch(backward_kernel<T>, a.batch, std::min(8, blocks_of(a.slots << a.rounds)), 0, stream, a);
 }
 
 const char* text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
@@ -378,10 +391,7 @@ const char* tournament_forward_cuda(const TournamentArguments& a, void* stream) 
 
 const char* tournament_backward_cuda(const TournamentArguments& a, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const auto blocks = static_cast<unsigned>(a.batch);
-  if (a.float64_scores) backward_kernel<double><<<blocks, threads, 0, cuda_stream>>>(a);
-  else backward_kernel<float><<<blocks, threads, 0, cuda_stream>>>(a);
-  return text_of(cudaGetLastError());
+  return text_of(a.float64_scores ? launch_backward<double>(a, cuda_stream) : launch_backward<float>(a, cuda_stream));
 }
 
 }  // namespace transpool

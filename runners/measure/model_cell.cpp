@@ -96,7 +96,7 @@ namespace {
 
 struct ModelPass {
   Seq2Seq model;
-  std::shared_ptr<torch::optim::AdamW> optimizer;
+  std::shared_ptr<AdamW> optimizer;
   at::Device device;
   at::ScalarType dtype;
   std::int64_t batch, source, target;
@@ -106,7 +106,7 @@ struct ModelPass {
   void draw() { tokens = draw_tokens(batch, source, target, model->config().vocabulary, random_lengths, device); }
 };
 
-std::shared_ptr<ModelPass> make_pass(const Cell& cell, const Seq2Seq& model, std::shared_ptr<torch::optim::AdamW> optimizer,
+std::shared_ptr<ModelPass> make_pass(const Cell& cell, const Seq2Seq& model, std::shared_ptr<AdamW> optimizer,
                                      bool random_lengths) {
   const auto& values = cell.values;
   auto pass = std::make_shared<ModelPass>(ModelPass{model,
@@ -124,8 +124,7 @@ std::shared_ptr<ModelPass> make_pass(const Cell& cell, const Seq2Seq& model, std
 
 }  // namespace
 
-Workload training_workload(const Cell& cell, Seq2Seq model, std::shared_ptr<torch::optim::AdamW> optimizer,
-                           bool random_lengths) {
+Workload training_workload(const Cell& cell, Seq2Seq model, std::shared_ptr<AdamW> optimizer, bool random_lengths) {
   auto pass = make_pass(cell, model, std::move(optimizer), random_lengths);
   Workload workload;
   workload.what = "one training step";

@@ -3,7 +3,7 @@
 #include "models/seq2seq.h"
 #include "runners/measure/level.h"
 
-#include <torch/optim/adamw.h>
+#include "runners/train/adamw.h"
 
 namespace transpool {
 
@@ -40,9 +40,8 @@ struct TokenBatch {
 TokenBatch draw_tokens(std::int64_t batch, std::int64_t source, std::int64_t target, std::int64_t vocabulary,
                        bool random_lengths, const at::Device& device);
 
-/// One update on fixed-shape random tokens: forward, loss, backward, clipping, AdamW.
-Workload training_workload(const Cell& cell, Seq2Seq model, std::shared_ptr<torch::optim::AdamW> optimizer,
-                           bool random_lengths);
+/// One update on fixed-shape random tokens: forward, loss, backward, AdamW.
+Workload training_workload(const Cell& cell, Seq2Seq model, std::shared_ptr<AdamW> optimizer, bool random_lengths);
 
 /// Encoding and greedy generation of target_length tokens, no early stop.
 Workload generation_workload(const Cell& cell, Seq2Seq model, bool random_lengths);

@@ -76,9 +76,9 @@ Trainer::Trainer(const Cell& cell, const TrainingData& data)
   at::manual_seed(static_cast<std::uint64_t>(cell.seed));
   model_ = Seq2Seq(model_config(cell, data.tokenizer->size()));
   model_->to(device_, parameter_dtype(dtype_from_name(cell.values.text("dtype"))));
-  optimizer_ = std::make_shared<torch::optim::AdamW>(model_->parameters(),
-                                                     torch::optim::AdamWOptions(cell.values.real("training.learning_rate"))
-                                                         .weight_decay(cell.values.real("training.weight_decay")));
+  optimizer_ =
+      std::make_shared<AdamW>(model_->parameters(), torch::optim::AdamWOptions(cell.values.real("training.learning_rate"))
+                                                        .weight_decay(cell.values.real("training.weight_decay")));
 }
 
 double Trainer::learning_rate() const {
@@ -144,9 +144,9 @@ void Trainer::resume(const std::filesystem::path& folder) {
   if (json["cell"].value("id", "") != cell_.id)
     where.fail("belongs to another configuration; allowed: the one that began it, or a new --out");
   model_ = load_model(folder, device_);
-  optimizer_ = std::make_shared<torch::optim::AdamW>(model_->parameters(),
-                                                     torch::optim::AdamWOptions(cell_.values.real("training.learning_rate"))
-                                                         .weight_decay(cell_.values.real("training.weight_decay")));
+  optimizer_ =
+      std::make_shared<AdamW>(model_->parameters(), torch::optim::AdamWOptions(cell_.values.real("training.learning_rate"))
+                                                        .weight_decay(cell_.values.real("training.weight_decay")));
   torch::load(*optimizer_, (folder / "optimizer.pt").string(), device_);
   step_ = json["step"];
   batcher_.restore({json["epoch"], json["position"]});

@@ -3,8 +3,8 @@
 #include "models/seq2seq.h"
 #include "runners/data/batch.h"
 #include "runners/sweep/experiment.h"
+#include "runners/train/adamw.h"
 
-#include <torch/optim/adamw.h>
 #include <filesystem>
 
 namespace transpool {
@@ -37,7 +37,7 @@ class Trainer {
   void resume(const std::filesystem::path& folder);
 
   Seq2Seq& model() { return model_; }
-  std::shared_ptr<torch::optim::AdamW> optimizer() { return optimizer_; }
+  std::shared_ptr<AdamW> optimizer() { return optimizer_; }
   std::int64_t step() const { return step_; }
 
  private:
@@ -48,7 +48,7 @@ class Trainer {
   const TrainingData& data_;
   at::Device device_;
   Seq2Seq model_{nullptr};
-  std::shared_ptr<torch::optim::AdamW> optimizer_;
+  std::shared_ptr<AdamW> optimizer_;
   Batcher batcher_;
   std::int64_t step_ = 0;
 };

@@ -19,8 +19,8 @@ Seq2Seq build(const Cell& cell, Record& record) {
 
 bool random_lengths(const Cell& cell) { return cell.values.text("lengths") == "random"; }
 
-std::shared_ptr<torch::optim::AdamW> adamw(Seq2Seq& model) {
-  return std::make_shared<torch::optim::AdamW>(model->parameters(), torch::optim::AdamWOptions(1e-4));
+std::shared_ptr<AdamW> adamw(Seq2Seq& model) {
+  return std::make_shared<AdamW>(model->parameters(), torch::optim::AdamWOptions(1e-4));
 }
 
 /// The encoder alone, embeddings included, or the whole model under teacher forcing; without an optimiser.
