@@ -16,7 +16,7 @@ ModelConfig model_config(const Cell& cell, std::int64_t vocabulary) {
   EncoderRequest request;
   request.base.layer = {values.integer("width"),      values.integer("heads"),   values.integer("feed_forward"),
                         values.text("norm") == "pre", values.text("activation"), values.real("dropout")};
-  request.base.layers = values.integer("layers");
+  request.base.layers = values.json().contains("layers") ? values.integer("layers") : 1;
   request.base.attention = values.raw("attention");
   request.base.pooling = values.raw("pooling");
   request.base.scorer = values.raw("scorer");

@@ -13,9 +13,10 @@ namespace {
 
 using enum OptionType;
 
-const std::vector<std::string> models = {"encoder", "model", "training", "generation", "quality"};
+const std::vector<std::string> models = {"layer", "encoder", "model", "training", "generation", "quality"};
+const std::vector<std::string> stacks = {"encoder", "model", "training", "generation", "quality"};
 const std::vector<std::string> decoders = {"model", "training", "generation", "quality"};
-const std::vector<std::string> synthetic = {"operator", "encoder", "model", "training", "generation"};
+const std::vector<std::string> synthetic = {"operator", "layer", "encoder", "model", "training", "generation"};
 
 std::vector<Setting> make_settings() {
   const std::vector<std::string> all = {};
@@ -95,7 +96,7 @@ std::vector<Setting> make_settings() {
         .maximum = 1 << 20},
        models},
       {{.name = "layers", .type = integer, .fallback = 2, .meaning = "encoder layers", .minimum = 1, .maximum = 1024},
-       models},
+       stacks},
       {{.name = "decoder_layers",
         .type = integer,
         .fallback = 2,
@@ -134,7 +135,7 @@ std::vector<Setting> make_settings() {
         .fallback = "forward+backward",
         .meaning = "what one timed pass is",
         .choices = {"forward", "forward+backward"}},
-       {"operator", "encoder", "model"}},
+       {"operator", "layer", "encoder", "model"}},
       {{.name = "scores",
         .type = choice,
         .fallback = "uniform",
@@ -277,7 +278,9 @@ const std::vector<Setting>& settings() {
   return all;
 }
 
-std::vector<std::string> level_names() { return {"operator", "encoder", "model", "training", "generation", "quality"}; }
+std::vector<std::string> level_names() {
+  return {"operator", "layer", "encoder", "model", "training", "generation", "quality"};
+}
 
 std::vector<std::string> measure_names() { return {"time", "memory", "flops", "rouge"}; }
 
