@@ -1,0 +1,99 @@
+#include "operators/pooling/mixture.h"
+
+#include "operators/pooling/selection.h"
+
+#include <limits>
+
+namespace transpool {
+
+namespace {
+
+at::Tensor padded_positions(const at::Tensor& lengths, std::int64_t n) { return valid_positions(lengths, n).logical_not_(); }
+
+/// Far under every logit, yet finite: a softmax over padded columns alone is no NaN.
+double masked_logit(at::ScalarType dtype) {
+  return dtype == at::kDouble ? std::numeric_limits<double>::lowest() / 4
+                              : static_cast<double>(std::numeric_limits<float>::lowest() / 4);
+}
+
+}  // namespace
+
+at::Tensor clean_scores(const at::Tensor& scores, const std::optional<at::Tensor>& lengths) {
+  const auto bounded = bounded_scores(scores);
+  return lengths ? bounded.masked_fill(padded_positions(*lengths, scores.size(1)), 0) : bounded;
+}
+
+at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Tensor>& lengths) {
+  if (!lengths) return logits.softmax(2);
+  const auto padded = padded_positions(*lengths, logits.size(2)).unsqueeze(1);
+  return logits.masked_fill(padded, masked_logit(logits.scalar_type())).softmax(2);
+}
+
+Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights,
+                const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& leaders) {
+  const auto k = weights.size(1);
+  const auto rows = lengths ? x.masked_fill(padded_positions(*lengths, x.size(1)).unsqueeze(2), 0) : x;
+  Pooled pooled;
+  pooled.values = at::bmm(weights.to(x.scalar_type()), rows);
+  pooled.scores = at::bmm(weights, clean_scores(scores, lengths).unsqueeze(2)).squeeze(2);
+  pooled.positions = leaders ? *leaders : weights.detach().argmax(2);
+  if (!lengths) return pooled;
+  const auto absent = padded_positions(*lengths, k);
+  pooled.values = pooled.values.masked_fill(absent.unsqueeze(2), 0);
+  pooled.scores = pooled.scores.masked_fill(absent, 0);
+  pooled.positions = pooled.positions.masked_fill(absent, -1);
+  return pooled;
+}
+
+Pooled mix_one_row_plainly(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights, std::int64_t k) {
+  const auto wide = weights.to(at::kDouble);
+  const auto missing = k - weights.size(0);
+  const auto values = (wide.unsqueeze(2) * x.to(at::kDouble).unsqueeze(0)).sum(1).to(x.scalar_type());
+  const auto kept = (wide * bounded_scores(scores.to(at::kDouble)).unsqueeze(0)).sum(1).to(scores.scalar_type());
+  // The first of the largest, whatever argmax does with ties.
+  const auto largest = wide.detach() == wide.detach().amax(1, /*keepdim=*/true);
+  const auto index = at::arange(weights.size(1), largest.options().dtype(at::kLong)).expand_as(largest);
+  const auto positions = index.masked_fill(largest.logical_not(), weights.size(1)).amin(1);
+  return {at::constant_pad_nd(values, {0, 0, 0, missing}), at::constant_pad_nd(kept, {0, missing}),
+          at::constant_pad_nd(positions, {0, missing}, -1)};
+}
+
+Pooled mix_by_rows(const at::Tensor& x, const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
+                   const RowWeights& weights_of) {
+  std::vector<at::Tensor> values, kept, positions;
+  for (std::int64_t b = 0; b < x.size(0); ++b) {
+    const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
+    Pooled row{at::zeros({k, x.size(2)}, x.options()), at::zeros({k}, scores.options()),
+               at::full({k}, -1, scores.options().dtype(at::kLong))};
+    if (valid > 0) {
+      const auto valid_scores = scores[b].narrow(0, 0, valid);
+      const auto weights = weights_of(bounded_scores(valid_scores.to(at::kDouble)), std::min(k, valid), b);
+      row = mix_one_row_plainly(x[b].narrow(0, 0, valid), valid_scores, weights, k);
+    }
+    values.push_back(row.values);
+    kept.push_back(row.scores);
+    positions.push_back(row.positions);
+  }
+  return {at::stack(values), at::stack(kept), at::stack(positions)};
+}
+
+std::int64_t score_bytes(at::ScalarType x_dtype) { return x_dtype == at::kDouble ? sizeof(double) : sizeof(float); }
+
+Cost mixture_cost(const PoolingShape& shape, double kept_weights) {
+  const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  const auto score = static_cast<double>(score_bytes(shape.dtype));
+  const auto width = static_cast<double>(shape.width);
+  const auto rows = static_cast<double>(shape.batch * shape.length);
+  const auto outputs = static_cast<double>(shape.batch * shape.pooled_length);
+  const double weights = outputs * static_cast<double>(shape.length);
+  const bool rounded = shape.dtype != at::kFloat && shape.dtype != at::kDouble;
+  Cost cost;
+  cost.flops = 2 * weights * (width + 1);
+  cost.backward_flops = 4 * weights * width;
+  cost.bytes_read = rows * (width * element + score);
+  cost.bytes_written = outputs * (width * element + score + sizeof(std::int64_t));
+  cost.activation_bytes = kept_weights * weights * score + (rounded ? weights * element : 0) + cost.bytes_written;
+  return cost;
+}
+
+}  // namespace transpool
