@@ -2,8 +2,6 @@
 
 #include "operators/pooling/selection.h"
 
-#include <limits>
-
 namespace transpool {
 
 namespace {
@@ -11,10 +9,7 @@ namespace {
 at::Tensor padded_positions(const at::Tensor& lengths, std::int64_t n) { return valid_positions(lengths, n).logical_not_(); }
 
 /// Far under every logit, yet finite: a softmax over padded columns alone is no NaN.
-double masked_logit(at::ScalarType dtype) {
-  return dtype == at::kDouble ? std::numeric_limits<double>::lowest() / 4
-                              : static_cast<double>(std::numeric_limits<float>::lowest() / 4);
-}
+constexpr double masked_logit = -1e37;
 
 }  // namespace
 
@@ -23,10 +18,16 @@ at::Tensor clean_scores(const at::Tensor& scores, const std::optional<at::Tensor
   return lengths ? bounded.masked_fill(padded_positions(*lengths, scores.size(1)), 0) : bounded;
 }
 
-at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Tensor>& lengths) {
-  if (!lengths) return logits.softmax(2);
-  const auto padded = padded_positions(*lengths, logits.size(2)).unsqueeze(1);
-  return logits.masked_fill(padded, masked_logit(logits.scalar_type())).softmax(2);
+at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Tensor>& lengths,
+                           const std::optional<at::Tensor>& excluded) {
+  // Masks are added, since masked_fill would keep them for a backward pass that has nothing to do there.
+  auto masked = logits;
+  if (excluded) masked = masked + excluded->to(logits.scalar_type()).mul_(masked_logit);
+  if (lengths) {
+    const auto padded = padded_positions(*lengths, logits.size(2)).unsqueeze(1);
+    masked = masked + padded.to(logits.scalar_type()).mul_(masked_logit);
+  }
+  return masked.softmax(2);
 }
 
 Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights,
@@ -50,8 +51,8 @@ Pooled mix_one_row_plainly(const at::Tensor& x, const at::Tensor& scores, const 
   const auto missing = k - weights.size(0);
   const auto values = (wide.unsqueeze(2) * x.to(at::kDouble).unsqueeze(0)).sum(1).to(x.scalar_type());
   const auto kept = (wide * bounded_scores(scores.to(at::kDouble)).unsqueeze(0)).sum(1).to(scores.scalar_type());
-  // The first of the largest, whatever argmax does with ties.
-  const auto largest = wide.detach() == wide.detach().amax(1, /*keepdim=*/true);
+  // The first of the largest up to rounding.
+  const auto largest = wide.detach() >= (1 - 1e-12) * wide.detach().amax(1, /*keepdim=*/true);
   const auto index = at::arange(weights.size(1), largest.options().dtype(at::kLong)).expand_as(largest);
   const auto positions = index.masked_fill(largest.logical_not(), weights.size(1)).amin(1);
   return {at::constant_pad_nd(values, {0, 0, 0, missing}), at::constant_pad_nd(kept, {0, missing}),

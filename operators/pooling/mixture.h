@@ -8,10 +8,11 @@ namespace transpool {
 /// from them is finite in every row.
 at::Tensor clean_scores(const at::Tensor& scores, const std::optional<at::Tensor>& lengths);
 
-/// softmax over the last dimension of logits (B, k, n), all finite, with weight exactly 0 in padded columns. Where a batch
-/// row has no valid row at all the weights are finite and mean nothing; `mix_rows` drops them. Differentiable; keeps its
-/// result.
-at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Tensor>& lengths);
+/// softmax over the last dimension of logits (B, k, n), all finite and under 1e30, with weight exactly 0 in padded columns
+/// and where `excluded` (B, k, n) bool is true. Where nothing is left to weigh the weights are finite and mean nothing;
+/// `mix_rows` drops such outputs of batch rows that are shorter than k. Differentiable; keeps its result alone.
+at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Tensor>& lengths,
+                           const std::optional<at::Tensor>& excluded = std::nullopt);
 
 /// k mixtures of the n rows: values = weights x, scores = weights s, positions = the row of largest weight.
 /// x (B, n, d) and scores (B, n) as the operator got them: padded rows are zeroed here and scores bounded, so that neither
