@@ -25,25 +25,24 @@ at::Tensor log_rest(const at::Tensor& u, const at::Tensor& log_weights, const at
   return at::where(weights > 0.5, rest, at::log1p(-weights.clamp_max(0.5)));
 }
 
-/// Rounds p = softmax(u), u += log(1 - p) / t on u = a / t. Plain autograd would keep several tensors (B, n) a round, all in
+/// Rounds p = softmax(a / t), a += log(1 - p). Plain autograd would keep several tensors (B, n) a round, all in
 /// float64; this keeps the logarithms of the weights alone.
 class RelaxedSubsetFunction : public torch::autograd::Function<RelaxedSubsetFunction> {
  public:
   /// a (B, n) float64, finite. Gives weights (B, k, n) of that dtype and the row of largest weight (B, k).
   static variable_list forward(AutogradContext* context, const at::Tensor& a, std::int64_t k,
                                const std::optional<at::Tensor>& lengths, double temperature, at::ScalarType dtype) {
-    auto u = a;
-    if (lengths) u = u.masked_fill(valid_positions(*lengths, a.size(1)).logical_not_(), floor_logit);
-    // Shifted before it is scaled, which keeps the digits of large scores; as a shift it has no gradient.
-    u = (u - u.amax(1, /*keepdim=*/true)).div_(temperature).clamp_min_(floor_logit);
+    auto now = lengths ? a.masked_fill(valid_positions(*lengths, a.size(1)).logical_not_(), floor_logit) : a;
     auto log_weights = at::empty({a.size(0), k, a.size(1)}, a.options().dtype(dtype));
     auto leaders = at::empty({a.size(0), k}, a.options().dtype(at::kLong));
     for (std::int64_t i = 0; i < k; ++i) {
+      // Shifted before it is scaled, which keeps the digits of large scores.
+      const auto u = (now - now.amax(1, /*keepdim=*/true)).div_(temperature).clamp_min_(floor_logit);
       const auto log_weight = u.log_softmax(1);
       const auto top = u.argmax(1, /*keepdim=*/true);
       log_weights.select(1, i).copy_(log_weight.clamp_min(-1e30));
       leaders.select(1, i).copy_(top.squeeze(1));
-      if (i + 1 < k) u = (u + log_rest(u, log_weight, top) / temperature).clamp_min_(floor_logit);
+      if (i + 1 < k) now = (now + log_rest(u, log_weight, top)).clamp_min_(floor_logit);
     }
     context->save_for_backward({log_weights, leaders});
     context->saved_data["temperature"] = temperature;
@@ -55,7 +54,7 @@ class RelaxedSubsetFunction : public torch::autograd::Function<RelaxedSubsetFunc
     const auto saved = context->get_saved_variables();
     const auto temperature = context->saved_data["temperature"].toDouble();
     const auto k = saved[0].size(1);
-    at::Tensor after;  // of the loss in u after the round
+    at::Tensor after;  // gradient in a / t after the round
     for (std::int64_t i = k; i-- > 0;) {
       const auto log_weight = saved[0].select(1, i).to(at::kDouble);
       const auto weight = log_weight.exp();
@@ -118,9 +117,9 @@ class RelaxedSubsetReference : public PoolingOperator {
       auto a = s + noise[b].narrow(0, 0, s.size(0)).to(s.device());
       std::vector<at::Tensor> rows;
       for (std::int64_t i = 0; i < outputs; ++i) {
-        const auto weight = ((a - a.max().detach()) / temperature).exp();
-        rows.push_back(weight / weight.sum());
-        if (i + 1 < outputs) a = a + log_others(a / temperature);
+        const auto u = (a - a.max().detach()) / temperature;
+        rows.push_back(u.exp() / u.exp().sum());
+        if (i + 1 < outputs) a = a + log_others(u);
       }
       return at::stack(rows);
     });
@@ -152,20 +151,22 @@ const RegisterPooling registration({
      .description =
          "relaxed subset sampling, without noise the neural nearest neighbours relaxation: a += log(1 - softmax(a / t))",
      .source = "Xie and Ermon 2019, arXiv 1901.10517, algorithm 1; Ploetz and Roth 2018, arXiv 1810.12575, equation 9",
-     .options = {{.name = "temperature",
-                  .type = OptionType::real,
-                  .fallback = 0.01,
-                  .meaning =
-                      "t; lower is harder. On uniform scores in [0, 1] the default brings the outputs to a cosine of "
-                      "0.40 with the hard rows at 256 -> 32 and 0.22 at 2048 -> 128; t = 1 to 0.09 and 0.04, t = 1e-4 "
-                      "to 0.97 and 0.72",
-                  .minimum = 1e-9,
-                  .maximum = 1e6},
-                 {.name = "gumbel",
-                  .type = OptionType::boolean,
-                  .fallback = false,
-                  .meaning = "adds Gumbel noise to the scores, which are then the logarithms of the rows' odds"},
-                 seed_option()},
+     .options =
+         {{.name = "temperature",
+           .type = OptionType::real,
+           .fallback = 0.3,
+           .meaning =
+               "t; lower is harder, but under 0.5 a row that is chosen again amplifies what came before by up to 1 / t "
+               "a round, gradients too. On uniform scores in [0, 1] the default brings the outputs to a cosine of "
+               "0.13 with the hard rows at 256 -> 32 and 0.07 at 2048 -> 128; t = 0.01 to 0.40 and 0.22, "
+               "t = 1e-4 to 0.97 and 0.72",
+           .minimum = 1e-9,
+           .maximum = 1e6},
+          {.name = "gumbel",
+           .type = OptionType::boolean,
+           .fallback = false,
+           .meaning = "adds Gumbel noise to the scores, which are then the logarithms of the rows' odds"},
+          seed_option()},
      .capabilities = {.stochastic = true}},
     [](const Options& options) { return std::make_shared<RelaxedSubset>(options); },
     [](const Options& options) { return std::make_shared<RelaxedSubsetReference>(options); },
