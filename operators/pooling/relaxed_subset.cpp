@@ -14,7 +14,7 @@ using torch::autograd::variable_list;
 /// Under every real logit, yet finite, so that no difference of two is NaN.
 constexpr double floor_logit = -1e300;
 
-/// u (B, n) and the source row of its largest element, (B, 1).
+/// u (B, n) without the element at `top` (B, 1), the row of its largest.
 at::Tensor without(const at::Tensor& u, const at::Tensor& top) { return u.scatter(1, top, floor_logit); }
 
 /// log(1 - p) of p = softmax(u). A row that has more than half the weight is taken as log sum of the others - log sum of
@@ -29,7 +29,7 @@ at::Tensor log_rest(const at::Tensor& u, const at::Tensor& log_weights, const at
 /// float64; this keeps the logarithms of the weights alone.
 class RelaxedSubsetFunction : public torch::autograd::Function<RelaxedSubsetFunction> {
  public:
-  /// a (B, n) float64, finite. Gives weights (B, k, n) of that dtype and the row of largest weight (B, k).
+  /// a (B, n) float64, finite. Gives weights (B, k, n) of `dtype` and the row of largest weight (B, k).
   static variable_list forward(AutogradContext* context, const at::Tensor& a, std::int64_t k,
                                const std::optional<at::Tensor>& lengths, double temperature, at::ScalarType dtype) {
     auto now = lengths ? a.masked_fill(valid_positions(*lengths, a.size(1)).logical_not_(), floor_logit) : a;
