@@ -33,6 +33,15 @@ void check_attention_arguments(const at::Tensor& q, const at::Tensor& k, const a
   check_lengths(mask.key_lengths, k.size(2), q);
 }
 
+void refuse_other_length(const std::string& name, const at::Tensor& q, const at::Tensor& k) {
+  if (q.size(2) != k.size(2))
+    throw Unsupported(fmt::format("attention operator \"{}\" does not support keys of another length", name));
+}
+
+void refuse_causal(const std::string& name, const AttentionMask& mask) {
+  if (mask.causal) throw Unsupported(fmt::format("attention operator \"{}\" does not support a causal mask", name));
+}
+
 void check_attention_support(const AttentionVariant& variant, const AttentionShape& shape, const std::string& device) {
   const auto& can = variant.capabilities;
   const auto refuse = [&](const std::string& what) {

@@ -50,6 +50,12 @@ struct RegisterAttention {
 /// Throws UsageError naming the argument, its shape and what is allowed.
 void check_attention_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask);
 
+/// For operators on one sequence alone: throws Unsupported naming the operator where k has another length than q.
+void refuse_other_length(const std::string& name, const at::Tensor& q, const at::Tensor& k);
+
+/// For operators that cannot mask the future: throws Unsupported naming the operator.
+void refuse_causal(const std::string& name, const AttentionMask& mask);
+
 /// Throws Unsupported where the variant's capabilities leave this shape, device or dtype out.
 void check_attention_support(const AttentionVariant& variant, const AttentionShape& shape, const std::string& device);
 

@@ -15,8 +15,7 @@ class BlockwiseAttention : public AttentionOperator {
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
     check_attention_arguments(q, k, v, mask);
-    if (q.size(2) != k.size(2))
-      throw Unsupported("attention operator \"blockwise\" does not support keys of another length");
+    refuse_other_length("blockwise", q, k);
     const auto n = q.size(2);
     const auto whole = n / chunk_ * chunk_;
     if (whole == n) return chunks(q, k, v, mask, chunk_);

@@ -1,0 +1,247 @@
+#include "operators/attention/attention.h"
+#include "operators/attention/seeded_normal.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace transpool {
+namespace {
+
+constexpr double lowest = -std::numeric_limits<double>::infinity();
+
+/// Logit of a row for itself: it counts only where the row sees nothing else.
+constexpr double self_logit = -1e5;
+
+/// How many buckets n rows are hashed to: enough for `chunk` rows each, one where all fit into one chunk, else even, since a
+/// hash is the largest of the projections and their negatives.
+std::int64_t bucket_count(std::int64_t n, std::int64_t chunk) {
+  return n <= chunk ? 1 : (n + 2 * chunk - 1) / (2 * chunk) * 2;
+}
+
+/// The hyperplanes of all rounds, (h, r, e, buckets / 2).
+at::Tensor draw_hyperplanes(const at::Tensor& q, std::int64_t rounds, std::int64_t buckets,
+                            const std::optional<std::int64_t>& seed) {
+  return seeded_normal({q.size(1), rounds, q.size(3), buckets / 2}, q, seed);
+}
+
+/// Keys are the queries at length one. Each round hashes the rows, sorts them by bucket, cuts the sorted rows into chunks
+/// and lets each row attend to its chunk and the one before. Rounds are joined by their log-sum-exps; a pair that N rounds
+/// show counts 1/N in each.
+class LshAttention : public AttentionOperator {
+ public:
+  explicit LshAttention(const Options& options)
+      : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(normal_seed(options)) {}
+
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) const override {
+    check_attention_arguments(q, k, v, mask);
+    refuse_other_length("lsh", q, k);
+    const auto n = q.size(2);
+    const auto m = std::min(chunk_, n);
+    const auto padding = (m - n % m) % m;
+    const auto queries = at::constant_pad_nd(q, {0, 0, 0, padding});
+    const auto lengths = mask.key_lengths ? *mask.key_lengths : at::full({q.size(0)}, n, q.options().dtype(at::kLong));
+    const auto sorted = sort_rows(queries.detach(), lengths, n, m);
+    const auto [attended, normaliser] = attend(queries, at::constant_pad_nd(v, {0, 0, 0, padding}), sorted, lengths, mask);
+    const auto shares = normaliser.softmax(2).unsqueeze(4).to(v.scalar_type());
+    const auto out = (attended * shares).sum(2).narrow(2, 0, n);
+    return mask.key_lengths ? out.masked_fill(valid_positions(lengths, n).logical_not().view({-1, 1, n, 1}), 0) : out;
+  }
+
+ private:
+  /// Of each round, all (B, h, r, N): the rows in sorted order, the place of each row in it.
+  struct Sorted {
+    at::Tensor rows, places;
+    std::int64_t chunk;
+
+    /// (B, h, N, e) -> (B, h, r, N / m, m, e).
+    at::Tensor chunks_of(const at::Tensor& t) const {
+      const auto index = rows.unsqueeze(4).expand({-1, -1, -1, -1, t.size(3)});
+      const auto taken = t.unsqueeze(2).expand({-1, -1, rows.size(2), -1, -1}).gather(3, index);
+      return taken.unflatten(3, {-1, chunk});
+    }
+  };
+
+  Sorted sort_rows(const at::Tensor& q, const at::Tensor& lengths, std::int64_t n, std::int64_t m) const {
+    const auto buckets = bucket_count(n, chunk_);
+    const auto place = at::arange(q.size(2), lengths.options());
+    auto hashes = at::zeros({q.size(0), q.size(1), rounds_, q.size(2)}, lengths.options());
+    if (buckets > 1) {
+      const auto planes = draw_hyperplanes(q, rounds_, buckets, seed_);
+      const auto projected = at::matmul(q.to(planes.scalar_type()).unsqueeze(2), planes);
+      hashes = at::cat({projected, -projected}, 4).argmax(4);
+    }
+    // Padded rows come last, so that they share no chunk boundary with valid ones.
+    const auto padded = (place >= lengths.unsqueeze(1)).view({-1, 1, 1, q.size(2)});
+    const auto rows = (hashes.masked_fill(padded, buckets) * q.size(2) + place).argsort(3, /*descending=*/false);
+    return {rows, rows.argsort(3, /*descending=*/false), m};
+  }
+
+  /// Each chunk preceded by the one before it, (.., c, m, ..) -> (.., c, 2 m, ..); `fill` stands before the first.
+  static at::Tensor with_previous(const at::Tensor& t, double fill) {
+    const auto before = at::cat({at::full_like(t.narrow(3, 0, 1), fill), t.narrow(3, 0, t.size(3) - 1)}, 3);
+    return at::cat({before, t}, 4);
+  }
+
+  /// log N of each pair: how many rounds show it, -inf where it is no pair at all.
+  at::Tensor log_rounds(const Sorted& sorted, const at::Tensor& keys, at::ScalarType dtype) const {
+    const auto chunks = at::floor_divide(sorted.places, sorted.chunk);  // (B, h, r, N)
+    auto shown = at::zeros({}, keys.options());
+    for (std::int64_t r = 0; r < rounds_; ++r) {
+      const auto chunk = sorted.chunks_of(chunks.select(2, r).unsqueeze(3)).squeeze(5);
+      const auto back = chunk.unsqueeze(5) - with_previous(chunk, -2).unsqueeze(4);
+      shown = shown + (back == 0).logical_or(back == 1);
+    }
+    return shown.to(dtype).log();
+  }
+
+  /// The output (B, h, r, N, e) and log-sum-exp (B, h, r, N) of each round, in source order.
+  std::pair<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor& v, const Sorted& sorted,
+                                           const at::Tensor& lengths, const AttentionMask& mask) const {
+    const auto exact = accumulation_dtype(q.scalar_type());
+    const auto scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
+    const auto norm = q.to(exact).norm(2, 3, true).clamp_min(1e-12);
+    const auto unit = (q.to(exact) / norm * scale).to(q.scalar_type());
+    const auto row = sorted.rows.unflatten(3, {-1, sorted.chunk});
+    const auto key = with_previous(row, -1).unsqueeze(4);
+    const auto query = row.unsqueeze(5);
+    auto barred = (key < 0).logical_or(key >= lengths.view({-1, 1, 1, 1, 1, 1}));
+    if (mask.causal) barred = barred.logical_or(key > query);
+    // A padded row may see no key at all; it keeps its logits, and its output is zeroed in the end.
+    barred = barred.logical_and(query < lengths.view({-1, 1, 1, 1, 1, 1}));
+    auto logits = at::matmul(sorted.chunks_of(q), with_previous(sorted.chunks_of(unit), 0).transpose(4, 5)).to(exact);
+    if (rounds_ > 1) logits = logits - log_rounds(sorted, key, exact).clamp_min(0);
+    logits = logits.masked_fill(key == query, self_logit).masked_fill(barred, lowest);
+    const auto weights = logits.softmax(5).to(v.scalar_type());
+    const auto out = at::matmul(weights, with_previous(sorted.chunks_of(v), 0)).flatten(3, 4);
+    const auto normaliser = logits.logsumexp(5).flatten(3, 4);
+    const auto back = sorted.places.unsqueeze(4).expand({-1, -1, -1, -1, v.size(3)});
+    return {out.gather(3, back), normaliser.gather(3, sorted.places)};
+  }
+
+  std::int64_t rounds_, chunk_;
+  std::optional<std::int64_t> seed_;
+};
+
+/// The definition: softmax over the set of rows that any round shows, each row by itself.
+class LshBySets : public AttentionOperator {
+ public:
+  explicit LshBySets(const Options& options)
+      : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(normal_seed(options)) {}
+
+  at::Tensor forward(const at::Tensor& q, const at::Tensor&, const at::Tensor& v, const AttentionMask& mask) const override {
+    const auto n = q.size(2);
+    const auto buckets = bucket_count(n, chunk_);
+    const auto planes = buckets > 1 ? draw_hyperplanes(q, rounds_, buckets, seed_) : at::Tensor();
+    std::vector<at::Tensor> batch;
+    for (std::int64_t b = 0; b < q.size(0); ++b) {
+      const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : n;
+      std::vector<at::Tensor> heads;
+      for (std::int64_t h = 0; h < q.size(1); ++h) {
+        const auto rows = q[b][h].narrow(0, 0, valid);
+        const auto sees = neighbours(rows.detach(), planes.defined() ? planes[h] : planes, std::min(chunk_, n));
+        heads.push_back(at::constant_pad_nd(attend(rows, v[b][h], sees, mask.causal), {0, 0, 0, n - valid}));
+      }
+      batch.push_back(at::stack(heads));
+    }
+    return at::stack(batch);
+  }
+
+ private:
+  /// sees[i][j]: some round shows j to i.
+  std::vector<std::vector<bool>> neighbours(const at::Tensor& rows, const at::Tensor& planes, std::int64_t chunk) const {
+    const auto valid = static_cast<std::size_t>(rows.size(0));
+    std::vector<std::vector<bool>> sees(valid, std::vector<bool>(valid, false));
+    for (std::int64_t r = 0; r < rounds_; ++r) {
+      std::vector<std::pair<std::int64_t, std::size_t>> order;
+      for (std::size_t i = 0; i < valid; ++i) {
+        std::int64_t bucket = 0;
+        if (planes.defined()) {
+          const auto row = rows[static_cast<std::int64_t>(i)].to(planes.scalar_type());
+          const auto sides = (row.unsqueeze(1) * planes[r]).sum(0);
+          bucket = at::cat({sides, -sides}).argmax().item<std::int64_t>();
+        }
+        order.emplace_back(bucket, i);
+      }
+      std::sort(order.begin(), order.end());
+      for (std::size_t a = 0; a < valid; ++a)
+        for (std::size_t c = 0; c < valid; ++c) {
+          const auto back = static_cast<std::int64_t>(a) / chunk - static_cast<std::int64_t>(c) / chunk;
+          if (back == 0 || back == 1) sees[order[a].second][order[c].second] = true;
+        }
+    }
+    return sees;
+  }
+
+  static at::Tensor attend(const at::Tensor& q, const at::Tensor& v, const std::vector<std::vector<bool>>& sees,
+                           bool causal) {
+    std::vector<at::Tensor> out = {v.narrow(0, 0, 0)};
+    for (std::size_t i = 0; i < sees.size(); ++i) {
+      std::vector<std::int64_t> others;
+      for (std::size_t j = 0; j < sees.size(); ++j)
+        if (sees[i][j] && j != i && !(causal && j > i)) others.push_back(static_cast<std::int64_t>(j));
+      if (others.empty()) others = {static_cast<std::int64_t>(i)};
+      const auto chosen = at::tensor(others, at::kLong).to(q.device());
+      const auto keys = q.index_select(0, chosen);
+      const auto query = q[static_cast<std::int64_t>(i)];
+      const auto logits = (keys * query).sum(1) / keys.square().sum(1).sqrt() / std::sqrt(static_cast<double>(q.size(1)));
+      out.push_back((logits.softmax(0).unsqueeze(1) * v.index_select(0, chosen)).sum(0, true));
+    }
+    return at::cat(out);
+  }
+
+  std::int64_t rounds_, chunk_;
+  std::optional<std::int64_t> seed_;
+};
+
+Cost lsh_cost(const AttentionShape& shape, const Options& options) {
+  const auto chunk = options.integer("bucket");
+  const auto n = shape.queries;
+  const auto m = std::min(chunk, n);
+  const auto rounds = static_cast<double>(options.integer("rounds"));
+  const auto heads = static_cast<double>(shape.batch * shape.heads);
+  const auto e = static_cast<double>(shape.head_width);
+  const auto rows = static_cast<double>((n + m - 1) / m * m);
+  const auto seen = static_cast<double>(2 * m);
+  const double pairs = heads * rounds * rows * seen * (shape.causal ? 0.5 : 1.0);
+  auto cost = attention_cost(shape, pairs);
+  if (shape.causal) {
+    cost.forward_differences = {{"causal_by_mask", cost.flops}};
+    cost.backward_differences = {{"causal_by_mask", cost.backward_flops}};
+  }
+  if (const auto buckets = bucket_count(n, chunk); buckets > 1)
+    cost.flops += heads * rounds * rows * e * static_cast<double>(buckets);  // hashing; no gradient
+  const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  const auto exact = static_cast<double>(c10::elementSize(accumulation_dtype(shape.dtype)));
+  const auto sorted = heads * rounds * rows;
+  // By round: sorted queries, doubled keys and values, two outputs; logits and weights of all pairs with two masks.
+  cost.activation_bytes = sorted * (7 * e * element + seen * (2 * exact + 2) + 16);
+  if (element != exact) cost.activation_bytes += sorted * seen * element;
+  return cost;
+}
+
+const RegisterAttention registration({
+    {.name = "lsh",
+     .description = "each row attends to rows of nearby hash: shared queries and keys (k is not read), several rounds",
+     .source = "arXiv 2001.04451, equations 2 to 6 and appendix A",
+     .options = {{.name = "rounds",
+                  .type = OptionType::integer,
+                  .fallback = 4,
+                  .meaning = "hash rounds",
+                  .minimum = 1,
+                  .maximum = 64},
+                 {.name = "bucket",
+                  .type = OptionType::integer,
+                  .fallback = 64,
+                  .meaning = "rows of one chunk of sorted rows; a row sees its own chunk and the one before",
+                  .minimum = 1},
+                 normal_seed_option()},
+     .capabilities = {.stochastic = true, .causal = true}},
+    [](const Options& options) { return std::make_shared<LshAttention>(options); },
+    [](const Options& options) { return std::make_shared<LshBySets>(options); },
+    lsh_cost,
+});
+
+}  // namespace
+}  // namespace transpool

@@ -1,0 +1,186 @@
+#include "operators/attention/scaled_dot_product.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace transpool {
+namespace {
+
+/// Each row attends to the w rows on each side; the first g rows attend to all and all attend to them. The sequence is cut
+/// into chunks of w rows; a chunk's queries see the global rows, the chunk before, their own and the one after, under a band
+/// mask, so the work is O(n (3 w + g)).
+class SlidingWindowAttention : public AttentionOperator {
+ public:
+  explicit SlidingWindowAttention(const Options& options)
+      : window_(options.integer("window")), global_(options.integer("global_tokens")) {}
+
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) const override {
+    check_attention_arguments(q, k, v, mask);
+    refuse_other_length("sliding_window", q, k);
+    const auto n = q.size(2);
+    if (window_ >= n - 1 || global_ >= n) return scaled_dot_product(q, k, v, mask);
+    const auto local = chunks(q, k, v, mask);
+    if (global_ == 0) return local;
+    return at::cat({global_rows(q, k, v, mask), local.narrow(2, global_, n - global_)}, 2);
+  }
+
+  std::string backend(const at::Device&) const override { return "sdpa"; }
+
+ private:
+  at::Tensor global_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask) const {
+    const auto queries = q.narrow(2, 0, global_);
+    if (!mask.causal) return scaled_dot_product(queries, k, v, mask);
+    auto first = mask;
+    if (first.key_lengths) first.key_lengths = first.key_lengths->clamp_max(global_);
+    return scaled_dot_product(queries, k.narrow(2, 0, global_), v.narrow(2, 0, global_), first);
+  }
+
+  at::Tensor chunks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask) const {
+    const auto batch = q.size(0);
+    const auto heads = q.size(1);
+    const auto n = q.size(2);
+    const auto count = (n + window_ - 1) / window_;
+    const auto seen = (mask.causal ? 2 : 3) * window_;
+    const auto after = count * window_ - n + (mask.causal ? 0 : window_);
+    // (B, h, n, e) -> (B count, h, rows, e): a window slides over the padded rows, the global ones stand before it.
+    const auto keys_of = [&](const at::Tensor& t) {
+      const auto slid = at::constant_pad_nd(t, {0, 0, window_, after}).unfold(2, seen, window_);  // (B, h, count, e, seen)
+      auto rows = slid.permute({0, 2, 1, 4, 3});
+      if (global_ > 0) {
+        const auto first = t.narrow(2, 0, global_).unsqueeze(1);
+        rows = at::cat({first.expand({batch, count, heads, global_, t.size(3)}), rows}, 3);
+      }
+      return rows.reshape({batch * count, heads, global_ + seen, t.size(3)});
+    };
+    const auto queries = at::constant_pad_nd(q, {0, 0, 0, count * window_ - n}).unflatten(2, {count, window_});
+    auto allowed = band(q, mask, count, seen).expand({batch, count, window_, global_ + seen});
+    // A row without any key would be 0/0 in some kernels: it attends to all and is zeroed afterwards.
+    const auto empty = allowed.any(3, true).logical_not();
+    allowed = allowed.logical_or(empty).reshape({batch * count, 1, window_, global_ + seen});
+    const auto out =
+        at::scaled_dot_product_attention(queries.transpose(1, 2).flatten(0, 1), keys_of(k), keys_of(v), allowed);
+    return out.masked_fill(empty.reshape({batch * count, 1, window_, 1}), 0)
+        .unflatten(0, {batch, count})
+        .transpose(1, 2)
+        .flatten(2, 3)
+        .narrow(2, 0, n);
+  }
+
+  /// (B or 1, count, w, g + seen) bool: which of its keys a query may see.
+  at::Tensor band(const at::Tensor& q, const AttentionMask& mask, std::int64_t count, std::int64_t seen) const {
+    const auto options = q.options().dtype(at::kLong);
+    const auto start = at::arange(count, options).view({1, count, 1, 1}) * window_;
+    const auto row = start + at::arange(window_, options).view({1, 1, window_, 1});
+    const auto slid = start - window_ + at::arange(seen, options).view({1, 1, 1, seen});
+    // Global rows are seen as such, not once more in the window.
+    auto near = ((row - slid).abs() <= window_).logical_and(slid >= global_);
+    auto first = at::ones({1, count, window_, global_}, q.options().dtype(at::kBool));
+    const auto leading = at::arange(global_, options).view({1, 1, 1, global_});
+    if (mask.causal) {
+      near = near.logical_and(slid <= row);
+      first = leading <= row;
+    }
+    const auto lengths = mask.key_lengths ? mask.key_lengths->view({-1, 1, 1, 1}) : at::full({1}, q.size(2), options);
+    near = near.logical_and(slid < lengths);
+    first = first.logical_and(leading < lengths);
+    return at::cat({first, near.expand({first.size(0), count, window_, seen})}, 3);
+  }
+
+  std::int64_t window_, global_;
+};
+
+/// The definition: full attention in which a key that is neither near nor global, for a query that is not global, counts
+/// nothing.
+class BandMatrix : public AttentionOperator {
+ public:
+  explicit BandMatrix(const Options& options)
+      : window_(options.integer("window")), global_(options.integer("global_tokens")) {}
+
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) const override {
+    const auto n = q.size(2);
+    std::vector<at::Tensor> batch;
+    for (std::int64_t b = 0; b < q.size(0); ++b) {
+      const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : n;
+      std::vector<at::Tensor> rows;
+      for (std::int64_t i = 0; i < n; ++i) {
+        std::vector<std::int64_t> keys;
+        for (std::int64_t j = 0; j < valid; ++j)
+          if ((!mask.causal || j <= i) && (i < global_ || j < global_ || std::abs(i - j) <= window_)) keys.push_back(j);
+        const auto chosen = at::tensor(keys, at::kLong).to(q.device());
+        const auto logits =
+            (k[b].index_select(1, chosen) * q[b].narrow(1, i, 1)).sum(2) / std::sqrt(static_cast<double>(q.size(3)));
+        rows.push_back((logits.softmax(1).unsqueeze(2) * v[b].index_select(1, chosen)).sum(1));
+      }
+      batch.push_back(at::stack(rows, 1));
+    }
+    return at::stack(batch);
+  }
+
+ private:
+  std::int64_t window_, global_;
+};
+
+/// Pairs that the definition allows, of one head; lengths aside.
+double allowed_pairs(std::int64_t n, std::int64_t window, std::int64_t global, bool causal) {
+  const auto w = static_cast<double>(std::min(window, n - 1));
+  const auto g = static_cast<double>(std::min(global, n));
+  const auto rows = static_cast<double>(n);
+  const auto far = rows - 1 - w;  // the distances that no window reaches
+  const auto below = rows * (w + 1) - w * (w + 1) / 2;
+  // Global rows add the pairs with keys further than w away.
+  const auto reached = std::min(g, far);
+  const auto added = reached * far - reached * (reached - 1) / 2;
+  return causal ? below + added : 2 * (below + added) - rows;
+}
+
+Cost sliding_window_cost(const AttentionShape& shape, const Options& options) {
+  const auto window = options.integer("window");
+  const auto global = options.integer("global_tokens");
+  const auto n = shape.queries;
+  const auto heads = static_cast<double>(shape.batch * shape.heads);
+  const auto e = static_cast<double>(shape.head_width);
+  const auto pairs = allowed_pairs(n, window, global, shape.causal);
+  auto cost = attention_cost(shape, heads * pairs);
+  const auto square = static_cast<double>(n) * static_cast<double>(n);
+  double executed = shape.causal && !shape.masked ? pairs : square;
+  if (window < n - 1 && global < n) {
+    const auto rows = static_cast<double>((n + window - 1) / window * window);
+    const auto seen = static_cast<double>((shape.causal ? 2 : 3) * window + global);
+    const auto g = static_cast<double>(global);
+    const auto among_global = shape.masked ? g * g : g * (g + 1) / 2;
+    executed = rows * seen + (shape.causal ? among_global : g * static_cast<double>(n));
+    const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+    cost.activation_bytes += heads * rows * e * element * (1 + 2 * seen / static_cast<double>(window)) +
+                             static_cast<double>(shape.batch) * rows * (seen * (1 + element) + 1);
+  }
+  const double extra = 4 * heads * (executed - pairs) * e;
+  cost.forward_differences = {{"band_by_mask", extra}};
+  cost.backward_differences = {{"band_by_mask", 2 * extra}};
+  return cost;
+}
+
+const RegisterAttention registration({
+    {.name = "sliding_window",
+     .description = "attention to a window on each side, and to and from global rows at the front",
+     .source = "arXiv 2004.05150, section 3.1",
+     .options = {{.name = "window",
+                  .type = OptionType::integer,
+                  .fallback = 256,
+                  .meaning = "rows on each side that a row attends to, w",
+                  .minimum = 1},
+                 {.name = "global_tokens",
+                  .type = OptionType::integer,
+                  .fallback = 0,
+                  .meaning = "first rows that attend to all rows and are attended to by all",
+                  .minimum = 0}},
+     .capabilities = {.causal = true}},
+    [](const Options& options) { return std::make_shared<SlidingWindowAttention>(options); },
+    [](const Options& options) { return std::make_shared<BandMatrix>(options); },
+    sliding_window_cost,
+});
+
+}  // namespace
+}  // namespace transpool

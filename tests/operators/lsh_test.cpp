@@ -1,0 +1,54 @@
+#include "operators/attention/attention.h"
+
+#include "tests/operators/variants.h"
+
+namespace transpool {
+namespace {
+
+std::shared_ptr<const AttentionOperator> lsh(std::int64_t bucket, std::int64_t rounds) {
+  const auto selection = attention_registry().select({{"name", "lsh"}, {"bucket", bucket}, {"rounds", rounds}, {"seed", 1}});
+  return selection.variant->make(selection.options);
+}
+
+TEST(Lsh, OneChunkIsFullAttentionToTheOtherRowsWithNormalisedKeys) {
+  at::manual_seed(1);
+  constexpr std::int64_t n = 9;
+  const auto q = at::randn({2, 2, n, 4}, at::kDouble), v = at::randn({2, 2, n, 4}, at::kDouble);
+  const auto logits = at::matmul(q, (q / q.norm(2, 3, true)).transpose(2, 3)) / 2;
+  const auto self = at::eye(n, at::kBool);
+  const auto expected = at::matmul(logits.masked_fill(self, -INFINITY).softmax(3), v);
+  for (const std::int64_t rounds : {1, 2, 5})
+    EXPECT_TRUE(close(lsh(16, rounds)->forward(q, at::full_like(q, NAN), v, {}), expected, 1e-12, 1e-12)) << rounds;
+}
+
+TEST(Lsh, ARowThatSeesNothingElseGivesItsOwnValue) {
+  at::manual_seed(2);
+  const auto q = at::randn({1, 2, 8, 4}, at::kDouble), v = at::randn({1, 2, 8, 4}, at::kDouble);
+  const auto causal = lsh(2, 2)->forward(q, q, v, {.causal = true});
+  EXPECT_TRUE(close(causal.select(2, 0), v.select(2, 0), 1e-12, 1e-12));
+  const auto one = lsh(4, 2)->forward(q, q, v, {.key_lengths = at::tensor({1}, at::kLong)});
+  EXPECT_TRUE(close(one.select(2, 0), v.select(2, 0), 1e-12, 1e-12));
+  EXPECT_TRUE((one.narrow(2, 1, 7) == 0).all().item<bool>());
+}
+
+TEST(Lsh, RowsOfOneDirectionFindEachOther) {
+  at::manual_seed(3);
+  // Two directions in turns: each row's neighbours are those of its own direction, far apart in the sequence.
+  constexpr std::int64_t n = 32;
+  const auto direction = at::tensor({1.0, 0.0, 0.0, -1.0}, at::kDouble).view({2, 2});
+  const auto q = 20 * direction.repeat({n / 2, 1}).view({1, 1, n, 2});
+  const auto v = at::arange(n).remainder(2).to(at::kDouble).view({1, 1, n, 1}).expand({1, 1, n, 2}).contiguous();
+  EXPECT_TRUE(close(lsh(8, 4)->forward(q, q, v, {}), v, 1e-4, 1e-4));
+}
+
+TEST(Lsh, WorkGrowsWithTheRoundsAndLinearlyWithTheLength) {
+  const auto flops = [](std::int64_t n, std::int64_t rounds) {
+    const auto selection = attention_registry().select({{"name", "lsh"}, {"bucket", 64}, {"rounds", rounds}});
+    return selection.variant->cost({.queries = n, .keys = n, .head_width = 64}, selection.options).backward_flops;
+  };
+  EXPECT_EQ(flops(4096, 1), 2 * flops(2048, 1));
+  EXPECT_EQ(flops(2048, 4), 4 * flops(2048, 1));
+}
+
+}  // namespace
+}  // namespace transpool
