@@ -15,22 +15,65 @@ std::shared_ptr<const PoolingOperator> make_pooling(const Json& value) {
   return selection.variant->make(selection.options);
 }
 
+std::int64_t rows_after_pruner(const EncoderConfig& config, std::int64_t length) {
+  return config.pruner ? std::min(length, config.pruner->widths.rbegin()->second) : length;
+}
+
+/// The pruner's layers, without the pooling that follows them.
+EncoderConfig trunk_of(EncoderConfig pruner) {
+  pruner.widths.clear();
+  return pruner;
+}
+
+/// Scoring rows of width `scored` and pooling rows of width `pooled`.
+Cost pooling_cost(const EncoderConfig& config, std::int64_t scored, PoolingShape shape) {
+  const auto pooling = pooling_registry().select(config.pooling);
+  const auto scorer = scorer_registry().select(config.scorer);
+  auto cost = scorer.variant->cost({shape.batch, shape.length, scored}, scorer.options);
+  if (!pooling.variant->make(pooling.options)->passes_score_gradient()) cost.backward_flops = 0;
+  cost += pooling.variant->cost(shape, pooling.options);
+  return cost;
+}
+
+Cost pruner_cost(const EncoderConfig& pruner, std::int64_t width, PoolingShape shape, bool masked) {
+  auto cost = encoder_cost(trunk_of(pruner), shape.batch, shape.length, masked, shape.dtype);
+  if (pruner.layer.width != width) cost += projection_cost(shape.batch * shape.length, width, pruner.layer.width);
+  if (!make_pooling(pruner.pooling)->passes_score_gradient()) {
+    cost.backward_flops = 0;
+    cost.backward_differences.clear();
+  }
+  cost += pooling_cost(pruner, pruner.layer.width, shape);
+  return cost;
+}
+
+void check_pruner(const EncoderConfig& pruner, std::int64_t source_length, std::int64_t width, const std::string& device,
+                  at::ScalarType dtype, const Where& where) {
+  if (pruner.pruner) where.fail("pruner: has a pruner of its own; allowed: none");
+  if (pruner.widths.size() != 1 || pruner.widths.begin()->first != pruner.layers - 1)
+    where.fail(fmt::format("pruner: widths: allowed: rows after its last layer alone, {{\"{}\": rows}}", pruner.layers - 1));
+  check_encoder(pruner, source_length, device, dtype, where);
+  const auto pooling = pooling_registry().select(pruner.pooling, where);
+  check_pooling_support(*pooling.variant, {1, source_length, width, pruner.widths.begin()->second, dtype}, device);
+}
+
 }  // namespace
 
 Json to_json(const EncoderConfig& config) {
   Json widths = Json::object();
   for (const auto& [layer, width] : config.widths) widths[std::to_string(layer)] = width;
-  return Json{{"layers", config.layers},
-              {"width", config.layer.width},
-              {"heads", config.layer.heads},
-              {"feed_forward", config.layer.feed_forward},
-              {"norm", config.layer.pre_norm ? "pre" : "post"},
-              {"activation", config.layer.activation},
-              {"dropout", config.layer.dropout},
-              {"attention", config.attention},
-              {"pooling", config.pooling},
-              {"scorer", config.scorer},
-              {"widths", widths}};
+  Json json = {{"layers", config.layers},
+               {"width", config.layer.width},
+               {"heads", config.layer.heads},
+               {"feed_forward", config.layer.feed_forward},
+               {"norm", config.layer.pre_norm ? "pre" : "post"},
+               {"activation", config.layer.activation},
+               {"dropout", config.layer.dropout},
+               {"attention", config.attention},
+               {"pooling", config.pooling},
+               {"scorer", config.scorer},
+               {"widths", widths}};
+  if (config.pruner) json["pruner"] = to_json(*config.pruner);
+  return json;
 }
 
 EncoderConfig encoder_config_from_json(const Json& json, const Where& where) {
@@ -44,7 +87,8 @@ EncoderConfig encoder_config_from_json(const Json& json, const Where& where) {
                          {.name = "attention", .type = OptionType::variant},
                          {.name = "pooling", .type = OptionType::variant},
                          {.name = "scorer", .type = OptionType::variant},
-                         {.name = "widths", .type = OptionType::object}},
+                         {.name = "widths", .type = OptionType::object},
+                         {.name = "pruner", .type = OptionType::object, .optional = true}},
                         json, "key of an encoder", where);
   EncoderConfig config;
   config.layers = options.integer("layers");
@@ -55,6 +99,8 @@ EncoderConfig encoder_config_from_json(const Json& json, const Where& where) {
   config.scorer = options.raw("scorer");
   for (const auto& item : options.raw("widths").items())
     config.widths[std::stoll(item.key())] = item.value().get<std::int64_t>();
+  if (options.has("pruner"))
+    config.pruner = std::make_shared<const EncoderConfig>(encoder_config_from_json(options.raw("pruner"), where / "pruner"));
   return config;
 }
 
@@ -66,7 +112,9 @@ void check_encoder(const EncoderConfig& config, std::int64_t source_length, cons
   const auto attention = attention_registry().select(config.attention, where);
   const auto pooling = pooling_registry().select(config.pooling, where);
   scorer_registry().select(config.scorer, where);
-  std::int64_t rows = source_length;
+  if (config.pruner) check_pruner(*config.pruner, source_length, config.layer.width, device, dtype, where);
+  const auto first = rows_after_pruner(config, source_length);
+  std::int64_t rows = first;
   for (const auto& [layer, width] : config.widths) {
     if (layer < 0 || layer >= config.layers)
       where.fail(fmt::format("widths: layer {} is not there; allowed: 0 to {}", layer, config.layers - 1));
@@ -77,12 +125,12 @@ void check_encoder(const EncoderConfig& config, std::int64_t source_length, cons
   }
   check_attention_support(
       *attention.variant,
-      {1, config.layer.heads, source_length, source_length, config.layer.width / config.layer.heads, false, false, dtype},
-      device);
+      {1, config.layer.heads, first, first, config.layer.width / config.layer.heads, false, false, dtype}, device);
 }
 
 std::vector<std::int64_t> encoder_lengths(const EncoderConfig& config, std::int64_t length) {
   std::vector<std::int64_t> lengths;
+  length = rows_after_pruner(config, length);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto found = config.widths.find(layer);
     if (found != config.widths.end()) length = std::min(length, found->second);
@@ -97,10 +145,16 @@ PoolingLayerImpl::PoolingLayerImpl(std::int64_t width, std::int64_t pooled_lengt
   scorer_ = register_module("scorer", selection.variant->make(width, selection.options));
 }
 
-Encoded PoolingLayerImpl::forward(const Encoded& in) {
+Encoded PoolingLayerImpl::forward(const Encoded& in, const torch::Tensor& seen) {
   if (in.memory.size(1) <= pooled_length_) return in;
-  const auto pooled = pooling_->forward(in.memory, scorer_->forward(in.memory), pooled_length_, in.lengths);
-  return {pooled.values, pooled_lengths(in.lengths, pooled_length_)};
+  const auto scores = scorer_->forward({seen, in.lengths, in.tokens});
+  const auto pooled = pooling_->forward(in.memory, scores, pooled_length_, in.lengths);
+  Encoded out{pooled.values, pooled_lengths(in.lengths, pooled_length_)};
+  if (in.tokens) {
+    const auto& positions = pooled.positions;
+    out.tokens = in.tokens->gather(1, positions.clamp_min(0)).masked_fill(positions < 0, -1);
+  }
+  return out;
 }
 
 EncoderLayerImpl::EncoderLayerImpl(const LayerConfig& config, std::shared_ptr<const AttentionOperator> attention) {
@@ -117,6 +171,7 @@ torch::Tensor EncoderLayerImpl::forward(const torch::Tensor& x, const AttentionM
 }
 
 EncoderImpl::EncoderImpl(const EncoderConfig& config) {
+  if (config.pruner) pruner_ = register_module("pruner", std::make_shared<PrunerImpl>(*config.pruner, config.layer.width));
   const auto attention = make_attention(config.attention);
   for (std::int64_t i = 0; i < config.layers; ++i) {
     layers_.push_back(register_module(fmt::format("layer{}", i), EncoderLayer(config.layer, attention)));
@@ -128,8 +183,10 @@ EncoderImpl::EncoderImpl(const EncoderConfig& config) {
     final_norm_ = register_module("final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({config.layer.width})));
 }
 
-Encoded EncoderImpl::forward(const torch::Tensor& x, const std::optional<torch::Tensor>& lengths) {
-  Encoded encoded{x, lengths};
+Encoded EncoderImpl::forward(const torch::Tensor& x, const std::optional<torch::Tensor>& lengths,
+                             const std::optional<torch::Tensor>& tokens) {
+  Encoded encoded{x, lengths, tokens};
+  if (pruner_) encoded = pruner_->forward(encoded);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     encoded.memory = layers_[i]->forward(encoded.memory, {.key_lengths = encoded.lengths});
     if (const auto pooling = pooling_.find(static_cast<std::int64_t>(i)); pooling != pooling_.end())
@@ -139,13 +196,26 @@ Encoded EncoderImpl::forward(const torch::Tensor& x, const std::optional<torch::
   return encoded;
 }
 
+PrunerImpl::PrunerImpl(const EncoderConfig& config, std::int64_t width) : pooled_length_(config.widths.rbegin()->second) {
+  if (config.layer.width != width) input_ = register_module("input", torch::nn::Linear(width, config.layer.width));
+  trunk_ = register_module("trunk", Encoder(trunk_of(config)));
+  pooling_ = register_module("pooling", PoolingLayer(config.layer.width, pooled_length_, config.scorer, config.pooling));
+}
+
+Encoded PrunerImpl::forward(const Encoded& in) {
+  if (in.memory.size(1) <= pooled_length_) return in;
+  const auto read = trunk_->forward(input_ ? input_->forward(in.memory) : in.memory, in.lengths);
+  return pooling_->forward(in, read.memory);
+}
+
 Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype) {
   const auto attention = attention_registry().select(config.attention);
-  const auto pooling = pooling_registry().select(config.pooling);
-  const auto scorer = scorer_registry().select(config.scorer);
-  const bool scorer_learns = pooling.variant->make(pooling.options)->passes_score_gradient();
   const auto& layer = config.layer;
   Cost total;
+  if (const auto left = rows_after_pruner(config, length); left < length) {
+    total += pruner_cost(*config.pruner, layer.width, {batch, length, layer.width, left, dtype}, masked);
+    length = left;
+  }
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const auto rows = batch * length;
     total += projection_cost(rows, layer.width, 4 * layer.width, dtype);
@@ -154,10 +224,7 @@ Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t 
                                      attention.options);
     const auto width = config.widths.find(i);
     if (width == config.widths.end() || width->second >= length) continue;
-    auto scoring = scorer.variant->cost({batch, length, layer.width}, scorer.options);
-    if (!scorer_learns) scoring.backward_flops = 0;
-    total += scoring;
-    total += pooling.variant->cost({batch, length, layer.width, width->second, dtype}, pooling.options);
+    total += pooling_cost(config, layer.width, {batch, length, layer.width, width->second, dtype});
     length = width->second;
   }
   return total;
@@ -166,6 +233,7 @@ Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t 
 Json encoder_backends(const EncoderConfig& config, const at::Device& device) {
   Json backends = {{"attention", make_attention(config.attention)->backend(device)}};
   if (!config.widths.empty()) backends["pooling"] = make_pooling(config.pooling)->backend(device);
+  if (config.pruner) backends["pruner"] = encoder_backends(*config.pruner, device);
   return backends;
 }
 

@@ -9,7 +9,8 @@
 
 namespace transpool {
 
-/// An encoder by configuration: layers, an attention operator, a pooling operator and a width schedule.
+/// An encoder by configuration: layers, an attention operator, a pooling operator and a width schedule; on request a pruner
+/// in front.
 struct EncoderConfig {
   LayerConfig layer;
   std::int64_t layers = 2;
@@ -17,6 +18,11 @@ struct EncoderConfig {
   Json pooling = "successive_halving";          ///< variant of the pooling registry
   Json scorer = "linear";                       ///< variant of the scorer registry
   std::map<std::int64_t, std::int64_t> widths;  ///< width schedule: layer -> rows left after it; empty: no pooling
+  /// A small encoder that reads the source first; its pooling operator, led by its scorer, then picks rows of the embedded
+  /// source for this encoder (DoT, arXiv 2106.00479). Its widths say how many, after its last layer; null: none.
+  std::shared_ptr<const EncoderConfig> pruner = {};
+
+  bool pools() const { return pruner || !widths.empty(); }
 };
 
 Json to_json(const EncoderConfig& config);
@@ -34,13 +40,18 @@ std::vector<std::int64_t> encoder_lengths(const EncoderConfig& config, std::int6
 struct Encoded {
   torch::Tensor memory;                  ///< (B, m, d)
   std::optional<torch::Tensor> lengths;  ///< int64 (B,)
+  /// int64 (B, m): the source token each row began as, by the row that weighs most where rows were mixed; -1: padding.
+  std::optional<torch::Tensor> tokens = {};
 };
 
 /// Scores rows and pools them: one layer of a width schedule.
 class PoolingLayerImpl : public torch::nn::Module {
  public:
   PoolingLayerImpl(std::int64_t width, std::int64_t pooled_length, const Json& scorer, const Json& pooling);
-  Encoded forward(const Encoded& in);
+  Encoded forward(const Encoded& in) { return forward(in, in.memory); }
+
+  /// Scores the rows `seen` (B, n, width) and pools those of `in` by it.
+  Encoded forward(const Encoded& in, const torch::Tensor& seen);
 
  private:
   std::int64_t pooled_length_;
@@ -62,19 +73,37 @@ class EncoderLayerImpl : public torch::nn::Module {
 };
 TORCH_MODULE(EncoderLayer);
 
+class PrunerImpl;
+
 class EncoderImpl : public torch::nn::Module {
  public:
   explicit EncoderImpl(const EncoderConfig& config);
 
-  /// x (B, n, d) embedded source -> memory (B, m, d), m the last width of the schedule (n, where that is shorter).
-  Encoded forward(const torch::Tensor& x, const std::optional<torch::Tensor>& lengths);
+  /// x (B, n, d) embedded source -> memory (B, m, d), m the last width of the schedule (n, where that is shorter). tokens
+  /// (B, n) int64: the source itself, for scorers that look at it.
+  Encoded forward(const torch::Tensor& x, const std::optional<torch::Tensor>& lengths,
+                  const std::optional<torch::Tensor>& tokens = std::nullopt);
 
  private:
+  std::shared_ptr<PrunerImpl> pruner_;
   std::vector<EncoderLayer> layers_;
   std::map<std::int64_t, PoolingLayer> pooling_;
   torch::nn::LayerNorm final_norm_{nullptr};  // pre-norm only
 };
 TORCH_MODULE(Encoder);
+
+/// The pruner of an encoder of width `width`: encodes the source, scores its rows, and pools the embedded source by that.
+class PrunerImpl : public torch::nn::Module {
+ public:
+  PrunerImpl(const EncoderConfig& config, std::int64_t width);
+  Encoded forward(const Encoded& in);
+
+ private:
+  std::int64_t pooled_length_;
+  torch::nn::Linear input_{nullptr};  // only where the pruner has another width
+  Encoder trunk_{nullptr};
+  PoolingLayer pooling_{nullptr};
+};
 
 /// Cost of one forward and backward pass over (batch, length) rows that carry a gradient.
 Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype);

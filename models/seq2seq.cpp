@@ -27,7 +27,7 @@ Seq2SeqImpl::Seq2SeqImpl(const ModelConfig& config) : config_(config) {
 }
 
 Encoded Seq2SeqImpl::encode(const torch::Tensor& source, const std::optional<torch::Tensor>& lengths) {
-  return encoder_->forward(embedding_->forward(source), lengths);
+  return encoder_->forward(embedding_->forward(source), lengths, source);
 }
 
 torch::Tensor Seq2SeqImpl::forward(const torch::Tensor& source, const std::optional<torch::Tensor>& lengths,

@@ -26,6 +26,24 @@ struct RegisterEncoder {
 /// Options that every encoder with pooling takes; null leaves the cell's setting in force.
 std::vector<OptionSpec> pooling_encoder_options();
 
+/// The one for the rows left, for encoders whose pooling operator is fixed.
+OptionSpec pooled_length_option();
+
+/// An attention operator under that name; null leaves the cell's `attention` in force.
+OptionSpec attention_option(const std::string& name, const std::string& meaning);
+
+/// A width schedule written out, {"0": 2048, "1": 512}; `otherwise` says what null does.
+OptionSpec widths_option(const std::string& otherwise);
+
+/// The value of `widths_option`. Throws UsageError.
+std::map<std::int64_t, std::int64_t> explicit_widths(const Json& value);
+
+/// The layers after which the length is halved, a list; `otherwise` says what null does.
+OptionSpec halve_after_option(const std::string& otherwise);
+
+/// The value of `halve_after_option`, ascending. Throws UsageError naming what is not a layer of `layers` or comes twice.
+std::vector<std::int64_t> explicit_layers(const Json& value, std::int64_t layers);
+
 /// Puts the given ones of `pooling_encoder_options` over the request.
 void apply_pooling_options(EncoderRequest& request, const Options& options);
 
@@ -35,5 +53,9 @@ Json blockwise_attention(std::int64_t chunk);
 /// n halved towards k over `layers` layers: the ceil(log2(n / k)) halvings are spread evenly, earlier layers first, and the
 /// last layer leaves exactly k. 8192 -> 512 gives {0: 2048, 1: 512} in two layers.
 std::map<std::int64_t, std::int64_t> halving_schedule(std::int64_t n, std::int64_t k, std::int64_t layers);
+
+/// The same over those layers alone.
+std::map<std::int64_t, std::int64_t> halving_schedule(std::int64_t n, std::int64_t k,
+                                                      const std::vector<std::int64_t>& layers);
 
 }  // namespace transpool

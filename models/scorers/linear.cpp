@@ -8,7 +8,7 @@ namespace {
 class LinearScorer : public Scorer {
  public:
   explicit LinearScorer(std::int64_t width) : linear_(register_module("linear", torch::nn::Linear(width, 1))) {}
-  torch::Tensor forward(const torch::Tensor& x) override { return score_from_logits(linear_->forward(x).squeeze(2)); }
+  torch::Tensor forward(const ScorerInput& in) override { return score_from_logits(linear_->forward(in.x).squeeze(2)); }
 
  private:
   torch::nn::Linear linear_;

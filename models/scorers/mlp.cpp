@@ -11,8 +11,8 @@ class MlpScorer : public Scorer {
   MlpScorer(std::int64_t width, std::int64_t hidden)
       : hidden_(register_module("hidden", torch::nn::Linear(width, hidden))),
         linear_(register_module("linear", torch::nn::Linear(hidden, 1))) {}
-  torch::Tensor forward(const torch::Tensor& x) override {
-    return score_from_logits(linear_->forward(torch::relu(hidden_->forward(x))).squeeze(2));
+  torch::Tensor forward(const ScorerInput& in) override {
+    return score_from_logits(linear_->forward(torch::relu(hidden_->forward(in.x))).squeeze(2));
   }
 
  private:

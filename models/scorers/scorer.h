@@ -4,6 +4,8 @@
 
 #include <torch/nn/module.h>
 
+#include <optional>
+
 namespace transpool {
 
 struct ScorerShape {
@@ -12,10 +14,18 @@ struct ScorerShape {
   std::int64_t width = 1;
 };
 
-/// Maps x (B, n, d) to scores (B, n) in float32.
+/// What a scorer may look at.
+struct ScorerInput {
+  torch::Tensor x;                            ///< (B, n, d)
+  std::optional<torch::Tensor> lengths = {};  ///< int64 (B,): valid rows; all where absent
+  /// int64 (B, n): the source token that each row began as (where rows were mixed, the one that weighs most); -1: padding.
+  std::optional<torch::Tensor> tokens = {};
+};
+
+/// Maps rows to scores (B, n) in float32. Scores of padded rows are never used.
 class Scorer : public torch::nn::Module {
  public:
-  virtual torch::Tensor forward(const torch::Tensor& x) = 0;
+  virtual torch::Tensor forward(const ScorerInput& in) = 0;
 };
 
 struct ScorerVariant : VariantInfo {

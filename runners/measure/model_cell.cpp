@@ -42,7 +42,7 @@ void check_model_cell(const Cell& cell, const Where& where) {
     }
   }();
   // Only an encoder that pools reads pooled_length.
-  if (!config.encoder.widths.empty() && pooled > values.integer("source_length"))
+  if (config.encoder.pools() && pooled > values.integer("source_length"))
     where.fail(fmt::format("pooled_length: {} is out of range; allowed: 1 to source_length = {}", pooled,
                            values.integer("source_length")));
   check_encoder(config.encoder, values.integer("source_length"), cell.device, dtype_from_name(values.text("dtype")), where);
