@@ -3,6 +3,7 @@
 #include "models/checkpoint.h"
 #include "models/generation.h"
 #include "runners/data/dataset.h"
+#include "runners/data/salient_tokens.h"
 #include "runners/measure/device.h"
 #include "runners/measure/model_cell.h"
 #include "runners/report/report.h"
@@ -23,6 +24,29 @@ Batcher make_batcher(const Cell& cell, const TrainingData& data) {
   std::vector<std::int64_t> lengths;
   for (const auto& example : data.train.examples) lengths.push_back(static_cast<std::int64_t>(example.source.size()));
   return Batcher(lengths, batch, seed, cell.values.integer("training.bucket"));
+}
+
+/// The scorer as given; one that asks which tokens are salient (an option `salient` left open) is told.
+Json told_salient(const Json& scorer, const std::vector<std::int64_t>& salient) {
+  const auto selection = scorer_registry().select(scorer);
+  const auto& options = selection.options.json();
+  if (salient.empty() || !options.contains("salient") || selection.options.has("salient")) return scorer;
+  Json told = {{"name", selection.variant->name}};
+  told.update(options);
+  told["salient"] = salient;
+  return told;
+}
+
+ModelConfig trained_model_config(const Cell& cell, const TrainingData& data) {
+  auto config = model_config(cell, data.tokenizer->size());
+  const auto salient = salient_tokens(data.corpus.train, *data.tokenizer);
+  config.encoder.scorer = told_salient(config.encoder.scorer, salient);
+  if (config.encoder.pruner) {
+    auto pruner = *config.encoder.pruner;
+    pruner.scorer = told_salient(pruner.scorer, salient);
+    config.encoder.pruner = std::make_shared<const EncoderConfig>(pruner);
+  }
+  return config;
 }
 
 /// Runs `body` over consecutive batches of the split.
@@ -74,7 +98,7 @@ DeviceBatch to_device(const PaddedBatch& batch, const at::Device& device) {
 Trainer::Trainer(const Cell& cell, const TrainingData& data)
     : cell_(cell), data_(data), device_(device_from_name(cell.device)), batcher_(make_batcher(cell, data)) {
   at::manual_seed(static_cast<std::uint64_t>(cell.seed));
-  model_ = Seq2Seq(model_config(cell, data.tokenizer->size()));
+  model_ = Seq2Seq(trained_model_config(cell, data));
   model_->to(device_, parameter_dtype(dtype_from_name(cell.values.text("dtype"))));
   optimizer_ =
       std::make_shared<AdamW>(model_->parameters(), torch::optim::AdamWOptions(cell.values.real("training.learning_rate"))

@@ -1,3 +1,4 @@
+#include "operators/attention/attention.h"
 #include "runners/measure/flop_counter.h"
 #include "runners/measure/level.h"
 #include "runners/sweep/settings.h"
@@ -52,9 +53,15 @@ TEST(DeclaredFlops, AgreeWithTheObservedOnesForEveryPoolingOperator) {
 }
 
 TEST(DeclaredFlops, AgreeWithTheObservedOnesForEveryAttentionOperator) {
-  for (const auto& attention : {Json("full"), Json("full_math"), Json{{"name", "blockwise"}, {"chunk", 8}}})
+  for (const auto& attention :
+       {Json("full"), Json("full_math"), Json{{"name", "blockwise"}, {"chunk", 8}},
+        Json{{"name", "sliding_window"}, {"window", 5}, {"global_tokens", 2}},
+        Json{{"name", "sliding_window"}, {"window", 64}}, Json{{"name", "lsh"}, {"bucket", 8}, {"rounds", 3}},
+        Json{{"name", "lsh"}, {"bucket", 64}}, Json{{"name", "linformer"}, {"projected_length", 6}},
+        Json{{"name", "linformer"}, {"projected_length", 6}, {"projection", "random"}}, Json("efficient")})
     for (const bool causal : {false, true})
       for (const auto* lengths : {"full", "random"}) {
+        if (causal && !attention_registry().select(attention).variant->capabilities.causal) continue;
         const auto cell = cell_of("operator", {{"operator", "attention"},
                                                {"attention", attention},
                                                {"causal", causal},
@@ -69,7 +76,7 @@ TEST(DeclaredFlops, AgreeWithTheObservedOnesForEveryAttentionOperator) {
 
 TEST(DeclaredFlops, AgreeWithTheObservedOnesForEveryEncoderAndLevel) {
   for (const std::string level : {"layer", "encoder", "model", "training", "generation"})
-    for (const auto* encoder : {"vanilla", "blockwise", "transpooler", "pyramidion"}) {
+    for (const auto* encoder : {"vanilla", "blockwise", "transpooler", "pyramidion", "deep_pyramidion", "pruner"}) {
       Json values = {{"encoder", encoder}, {"batch", 2},  {"source_length", 32}, {"pooled_length", 8},
                      {"chunk", 8},         {"width", 16}, {"heads", 2},          {"feed_forward", 32}};
       if (level != "layer") values["vocabulary"] = 40;
