@@ -53,7 +53,8 @@ class LinformerAttention : public AttentionOperator {
   }
 
   at::Tensor gaussian(const at::Tensor& lengths, const at::Tensor& k) const {
-    const auto drawn = seeded_normal({rows_, k.size(2)}, k, seed_) / std::sqrt(static_cast<double>(rows_));
+    const auto drawn = seeded_normal({rows_, k.size(2)}, k, seed_).to(accumulation_dtype(k.scalar_type())) /
+                       std::sqrt(static_cast<double>(rows_));
     return drawn * valid_positions(lengths, k.size(2)).unsqueeze(1);
   }
 
@@ -142,7 +143,7 @@ const RegisterAttention registration({
                   .fallback = "mean",
                   .meaning = "mean of equal segments of the valid length, or Gaussian (the paper's is learned)",
                   .choices = {"mean", "random"}},
-                 normal_seed_option()},
+                 normal_seed_option(0)},
      .capabilities = {.stochastic = true, .cross = true}},
     [](const Options& options) { return std::make_shared<LinformerAttention>(options); },
     [](const Options& options) { return std::make_shared<LinformerBySlices>(options); },

@@ -19,11 +19,19 @@ std::int64_t bucket_count(std::int64_t n, std::int64_t chunk) {
   return n <= chunk ? 1 : (n + 2 * chunk - 1) / (2 * chunk) * 2;
 }
 
-/// The hyperplanes of all rounds, (h, r, e, buckets / 2).
-at::Tensor draw_hyperplanes(const at::Tensor& q, std::int64_t rounds, std::int64_t buckets,
-                            const std::optional<std::int64_t>& seed) {
-  return seeded_normal({q.size(1), rounds, q.size(3), buckets / 2}, q, seed);
+/// The bucket of each row in each round, (B, h, r, n) int64, by q (B, h, n, e) on the sides of random hyperplanes. In
+/// float32 whatever the dtype, and one function for all, since a last bit may decide between two buckets.
+at::Tensor hash_rows(const at::Tensor& q, std::int64_t rounds, std::int64_t chunk, const std::optional<std::int64_t>& seed) {
+  const auto n = q.size(2);
+  const auto buckets = bucket_count(n, chunk);
+  if (buckets == 1) return at::zeros({q.size(0), q.size(1), rounds, n}, q.options().dtype(at::kLong));
+  const auto planes = seeded_normal({q.size(1), rounds, q.size(3), buckets / 2}, q, seed);
+  const auto sides = at::matmul(q.detach().to(at::kFloat).unsqueeze(2), planes);
+  return at::cat({sides, -sides}, 4).argmax(4);
 }
+
+/// Zero, but of a graph that reaches k: whoever asks for the gradient of the unread keys gets zeros.
+at::Tensor no_keys(const at::Tensor& k) { return k.narrow(2, 0, 0).sum(); }
 
 /// Keys are the queries at length one. Each round hashes the rows, sorts them by bucket, cuts the sorted rows into chunks
 /// and lets each row attend to its chunk and the one before. Rounds are joined by their log-sum-exps; a pair that N rounds
@@ -42,10 +50,10 @@ class LshAttention : public AttentionOperator {
     const auto padding = (m - n % m) % m;
     const auto queries = at::constant_pad_nd(q, {0, 0, 0, padding});
     const auto lengths = mask.key_lengths ? *mask.key_lengths : at::full({q.size(0)}, n, q.options().dtype(at::kLong));
-    const auto sorted = sort_rows(queries.detach(), lengths, n, m);
+    const auto sorted = sort_rows(q, lengths, padding, m);
     const auto [attended, normaliser] = attend(queries, at::constant_pad_nd(v, {0, 0, 0, padding}), sorted, lengths, mask);
     const auto shares = normaliser.softmax(2).unsqueeze(4).to(v.scalar_type());
-    const auto out = (attended * shares).sum(2).narrow(2, 0, n);
+    const auto out = (attended * shares).sum(2).narrow(2, 0, n) + no_keys(k);
     return mask.key_lengths ? out.masked_fill(valid_positions(lengths, n).logical_not().view({-1, 1, n, 1}), 0) : out;
   }
 
@@ -63,19 +71,15 @@ class LshAttention : public AttentionOperator {
     }
   };
 
-  Sorted sort_rows(const at::Tensor& q, const at::Tensor& lengths, std::int64_t n, std::int64_t m) const {
-    const auto buckets = bucket_count(n, chunk_);
-    const auto place = at::arange(q.size(2), lengths.options());
-    auto hashes = at::zeros({q.size(0), q.size(1), rounds_, q.size(2)}, lengths.options());
-    if (buckets > 1) {
-      const auto planes = draw_hyperplanes(q, rounds_, buckets, seed_);
-      const auto projected = at::matmul(q.to(planes.scalar_type()).unsqueeze(2), planes);
-      hashes = at::cat({projected, -projected}, 4).argmax(4);
-    }
+  Sorted sort_rows(const at::Tensor& q, const at::Tensor& lengths, std::int64_t padding, std::int64_t m) const {
+    const auto rows = q.size(2) + padding;
+    const auto hashes = at::constant_pad_nd(hash_rows(q, rounds_, chunk_, seed_), {0, padding});
+    const auto place = at::arange(rows, lengths.options());
     // Padded rows come last, so that they share no chunk boundary with valid ones.
-    const auto padded = (place >= lengths.unsqueeze(1)).view({-1, 1, 1, q.size(2)});
-    const auto rows = (hashes.masked_fill(padded, buckets) * q.size(2) + place).argsort(3, /*descending=*/false);
-    return {rows, rows.argsort(3, /*descending=*/false), m};
+    const auto padded = (place >= lengths.unsqueeze(1)).view({-1, 1, 1, rows});
+    const auto last = bucket_count(q.size(2), chunk_);
+    const auto order = (hashes.masked_fill(padded, last) * rows + place).argsort(3, /*descending=*/false);
+    return {order, order.argsort(3, /*descending=*/false), m};
   }
 
   /// Each chunk preceded by the one before it, (.., c, m, ..) -> (.., c, 2 m, ..); `fill` stands before the first.
@@ -130,40 +134,32 @@ class LshBySets : public AttentionOperator {
   explicit LshBySets(const Options& options)
       : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(normal_seed(options)) {}
 
-  at::Tensor forward(const at::Tensor& q, const at::Tensor&, const at::Tensor& v, const AttentionMask& mask) const override {
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) const override {
     const auto n = q.size(2);
-    const auto buckets = bucket_count(n, chunk_);
-    const auto planes = buckets > 1 ? draw_hyperplanes(q, rounds_, buckets, seed_) : at::Tensor();
+    const auto hashes = hash_rows(q, rounds_, chunk_, seed_).cpu();
     std::vector<at::Tensor> batch;
     for (std::int64_t b = 0; b < q.size(0); ++b) {
       const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : n;
       std::vector<at::Tensor> heads;
       for (std::int64_t h = 0; h < q.size(1); ++h) {
         const auto rows = q[b][h].narrow(0, 0, valid);
-        const auto sees = neighbours(rows.detach(), planes.defined() ? planes[h] : planes, std::min(chunk_, n));
+        const auto sees = neighbours(hashes[b][h].narrow(1, 0, valid).contiguous(), std::min(chunk_, n));
         heads.push_back(at::constant_pad_nd(attend(rows, v[b][h], sees, mask.causal), {0, 0, 0, n - valid}));
       }
       batch.push_back(at::stack(heads));
     }
-    return at::stack(batch);
+    return at::stack(batch) + no_keys(k);
   }
 
  private:
   /// sees[i][j]: some round shows j to i.
-  std::vector<std::vector<bool>> neighbours(const at::Tensor& rows, const at::Tensor& planes, std::int64_t chunk) const {
-    const auto valid = static_cast<std::size_t>(rows.size(0));
+  std::vector<std::vector<bool>> neighbours(const at::Tensor& hashes, std::int64_t chunk) const {
+    const auto valid = static_cast<std::size_t>(hashes.size(1));
     std::vector<std::vector<bool>> sees(valid, std::vector<bool>(valid, false));
     for (std::int64_t r = 0; r < rounds_; ++r) {
       std::vector<std::pair<std::int64_t, std::size_t>> order;
-      for (std::size_t i = 0; i < valid; ++i) {
-        std::int64_t bucket = 0;
-        if (planes.defined()) {
-          const auto row = rows[static_cast<std::int64_t>(i)].to(planes.scalar_type());
-          const auto sides = (row.unsqueeze(1) * planes[r]).sum(0);
-          bucket = at::cat({sides, -sides}).argmax().item<std::int64_t>();
-        }
-        order.emplace_back(bucket, i);
-      }
+      for (std::size_t i = 0; i < valid; ++i) order.emplace_back(hashes[r].data_ptr<std::int64_t>()[i], i);
       std::sort(order.begin(), order.end());
       for (std::size_t a = 0; a < valid; ++a)
         for (std::size_t c = 0; c < valid; ++c) {
@@ -211,7 +207,7 @@ Cost lsh_cost(const AttentionShape& shape, const Options& options) {
     cost.backward_differences = {{"causal_by_mask", cost.backward_flops}};
   }
   if (const auto buckets = bucket_count(n, chunk); buckets > 1)
-    cost.flops += heads * rounds * rows * e * static_cast<double>(buckets);  // hashing; no gradient
+    cost.flops += heads * rounds * static_cast<double>(n) * e * static_cast<double>(buckets);  // hashing; no gradient
   const auto element = static_cast<double>(c10::elementSize(shape.dtype));
   const auto exact = static_cast<double>(c10::elementSize(accumulation_dtype(shape.dtype)));
   const auto sorted = heads * rounds * rows;
@@ -236,7 +232,7 @@ const RegisterAttention registration({
                   .fallback = 64,
                   .meaning = "rows of one chunk of sorted rows; a row sees its own chunk and the one before",
                   .minimum = 1},
-                 normal_seed_option()},
+                 normal_seed_option(nullptr)},
      .capabilities = {.stochastic = true, .causal = true}},
     [](const Options& options) { return std::make_shared<LshAttention>(options); },
     [](const Options& options) { return std::make_shared<LshBySets>(options); },

@@ -5,9 +5,10 @@
 
 namespace transpool {
 
-OptionSpec normal_seed_option() {
+OptionSpec normal_seed_option(const Json& fallback) {
   return {.name = "seed",
           .type = OptionType::integer,
+          .fallback = fallback,
           .meaning = "of the random projections, the same in each call; null: torch's own generator, new ones in each call",
           .minimum = 0,
           .optional = true};
@@ -19,11 +20,11 @@ std::optional<std::int64_t> normal_seed(const Options& options) {
 }
 
 at::Tensor seeded_normal(at::IntArrayRef shape, const at::Tensor& like, const std::optional<std::int64_t>& seed) {
-  const auto dtype = like.options().dtype(accumulation_dtype(like.scalar_type()));
-  if (!seed) return at::randn(shape, dtype);
+  const auto options = like.options().dtype(at::kFloat);
+  if (!seed) return at::randn(shape, options);
   auto generator = at::globalContext().defaultGenerator(like.device()).clone();
   generator.set_current_seed(static_cast<std::uint64_t>(*seed));
-  return at::randn(shape, generator, dtype);
+  return at::randn(shape, generator, options);
 }
 
 }  // namespace transpool

@@ -5,14 +5,14 @@
 
 namespace transpool {
 
-/// The option `seed` of an operator that draws random numbers.
-OptionSpec normal_seed_option();
+/// The option `seed` of an operator that draws random numbers; `fallback` an integer or null.
+OptionSpec normal_seed_option(const Json& fallback);
 
 /// The value of `seed`; nothing where it is null.
 std::optional<std::int64_t> normal_seed(const Options& options);
 
-/// Standard normal numbers in the accumulation dtype of `like` and on its device: the same each call for a seed, else from
-/// torch's global generator.
+/// Standard normal numbers in float32 on the device of `like`: the same each call for a seed, whatever the dtype of `like`,
+/// else from torch's global generator.
 at::Tensor seeded_normal(at::IntArrayRef shape, const at::Tensor& like, const std::optional<std::int64_t>& seed);
 
 }  // namespace transpool

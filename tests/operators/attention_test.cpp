@@ -230,8 +230,9 @@ TEST_F(Attention, ASeedRepeatsTheDrawAndNoneDrawsAnew) {
   const auto q = random_heads(20), k = random_heads(20), v = random_heads(20);
   for (const auto& instance : instances())
     EXPECT_TRUE(at::equal(instance.op->forward(q, k, v, {}), instance.op->forward(q, k, v, {}))) << instance.label;
-  for (const Json& value : {Json{{"name", "lsh"}, {"bucket", 3}, {"rounds", 1}},
-                            Json{{"name", "linformer"}, {"projection", "random"}, {"projected_length", 3}}}) {
+  for (const Json& value :
+       {Json{{"name", "lsh"}, {"bucket", 3}, {"rounds", 1}},
+        Json{{"name", "linformer"}, {"projection", "random"}, {"projected_length", 3}, {"seed", nullptr}}}) {
     const auto op = make(value);
     EXPECT_FALSE(at::equal(op->forward(q, k, v, {}), op->forward(q, k, v, {}))) << value;
   }

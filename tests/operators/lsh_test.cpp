@@ -31,6 +31,16 @@ TEST(Lsh, ARowThatSeesNothingElseGivesItsOwnValue) {
   EXPECT_TRUE((one.narrow(2, 1, 7) == 0).all().item<bool>());
 }
 
+TEST(Lsh, UnreadKeysGetAGradientOfZerosAndEveryDtypeTheSameBuckets) {
+  at::manual_seed(4);
+  const auto q = at::randn({1, 2, 40, 4}), v = at::randn({1, 2, 40, 4});
+  const auto k = at::full_like(q, NAN).requires_grad_();
+  const auto gradient = torch::autograd::grad({lsh(4, 2)->forward(q, k, v, {}).sum()}, {k})[0];
+  EXPECT_TRUE((gradient == 0).all().item<bool>());
+  const auto twice = lsh(4, 2)->forward(q.to(at::kDouble), q.to(at::kDouble), v.to(at::kDouble), {});
+  EXPECT_TRUE(close(lsh(4, 2)->forward(q, q, v, {}), twice.to(at::kFloat), 1e-5, 1e-5));
+}
+
 TEST(Lsh, RowsOfOneDirectionFindEachOther) {
   at::manual_seed(3);
   // Two directions in turns: each row's neighbours are those of its own direction, far apart in the sequence.
