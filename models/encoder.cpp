@@ -37,7 +37,8 @@ Cost pooling_cost(const EncoderConfig& config, std::int64_t scored, PoolingShape
 
 Cost pruner_cost(const EncoderConfig& pruner, std::int64_t width, PoolingShape shape, bool masked) {
   auto cost = encoder_cost(trunk_of(pruner), shape.batch, shape.length, masked, shape.dtype);
-  if (pruner.layer.width != width) cost += projection_cost(shape.batch * shape.length, width, pruner.layer.width);
+  if (pruner.layer.width != width)
+    cost += projection_cost(shape.batch * shape.length, width, pruner.layer.width, shape.dtype);
   if (!make_pooling(pruner.pooling)->passes_score_gradient()) {
     cost.backward_flops = 0;
     cost.backward_differences.clear();

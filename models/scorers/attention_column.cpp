@@ -34,7 +34,7 @@ class AttentionColumnScorer : public Scorer {
 };
 
 Cost attention_column_cost(const ScorerShape& shape, const Options&) {
-  auto cost = projection_cost(shape.batch * shape.length, shape.width, 2 * shape.width);
+  auto cost = projection_cost(shape.batch * shape.length, shape.width, 2 * shape.width, at::kFloat);
   const auto n = static_cast<double>(shape.length);
   const double products = 2.0 * static_cast<double>(shape.batch) * n * n * static_cast<double>(shape.width);
   cost.flops += products;
