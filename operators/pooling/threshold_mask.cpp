@@ -20,6 +20,10 @@ constexpr double lowest = -std::numeric_limits<double>::infinity();
 constexpr int bisections = 32;
 constexpr int newton_steps = 4;
 
+/// A gap that phi's rise fills but for this share counts as wide enough: where phi has kinks, the last digit of a score
+/// would else decide whether there is a gradient.
+constexpr double rounding = 1e-12;
+
 /// tau / T (B, 1) between `lower` and `upper`, for z = s / T (B, n) with -inf for rows that are not there.
 at::Tensor solve_threshold(const at::Tensor& z, std::int64_t k, at::Tensor lower, at::Tensor upper,
                            const MaskFunction& phi) {
@@ -49,8 +53,8 @@ class ThresholdMaskFunction : public torch::autograd::Function<ThresholdMaskFunc
     const auto top = std::get<0>(scores.topk(std::min(k + 1, scores.size(1)), 1));
     const auto kth = top.narrow(1, k - 1, 1);
     const auto next = k < scores.size(1) ? top.narrow(1, k, 1) : at::full_like(kth, lowest);
-    // Of the gap behind the k-th score any tau will do: all masks are 0 or 1. True also where there is no next score.
-    const auto hard = (next > kth - (phi.one - phi.zero) * temperature).logical_not_();
+    // In a gap that phi's rise fits into any tau will do: all masks are 0 or 1. True also where there is no next score.
+    const auto hard = (next > kth - (1 - rounding) * (phi.one - phi.zero) * temperature).logical_not_();
 
     // Relative to the k-th score, so that scores far from 0 lose no digits.
     const auto z = (scores - kth) / temperature;

@@ -167,6 +167,19 @@ TEST_F(ThresholdMasks, ClippedMasksAreExactlyZeroAndOneAwayFromTheThreshold) {
   }
 }
 
+TEST_F(ThresholdMasks, AGapAsWideAsTheRiseIsHardWhateverItsLastDigit) {
+  for (const auto& name : {"sparsemap_topk", "sander_p43"})
+    for (const double gap : {0.1, 0.5 - 0.4, std::nextafter(0.1, 0.0), std::nextafter(0.1, 1.0)}) {
+      const auto op = make(name, 0.1);
+      const Differentiable values = [&](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
+        return {op->forward(in[0], in[1], 2, std::nullopt).values};
+      };
+      const std::vector<at::Tensor> inputs = {at::ones({1, 4, 1}, at::kDouble), row_of({gap, gap, 0.0, 0.0})};
+      EXPECT_TRUE((values(inputs)[0] == 1).all().item<bool>());
+      EXPECT_TRUE((gradients_of(values, inputs, cotangents_for(values, inputs))[1] == 0).all().item<bool>());
+    }
+}
+
 TEST_F(ThresholdMasks, TiedScoresShareEvenly) {
   for (const auto& name : family) {
     SCOPED_TRACE(name);
