@@ -1,0 +1,63 @@
+#include "operators/pooling/pooling.h"
+#include "operators/pooling/selection.h"
+
+#include <algorithm>
+
+namespace transpool {
+namespace {
+
+/// Keeps the first k valid rows.
+class FirstK : public PoolingOperator {
+ public:
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    check_pooling_arguments(x, scores, k, lengths);
+    auto positions = at::arange(k, scores.options().dtype(at::kLong)).expand({x.size(0), k});
+    const auto rows = x.narrow(1, 0, k);
+    const auto kept = nan_as_lowest(scores.narrow(1, 0, k).detach());
+    if (!lengths) return {rows.clone(at::MemoryFormat::Contiguous), kept, positions.contiguous()};
+    const auto absent = valid_positions(*lengths, k).logical_not();
+    return {rows.masked_fill(absent.unsqueeze(2), 0), kept.masked_fill(absent, 0), positions.masked_fill(absent, -1)};
+  }
+
+  bool passes_score_gradient() const override { return false; }
+};
+
+/// The same, row by row.
+class FirstKReference : public PoolingOperator {
+ public:
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    check_pooling_arguments(x, scores, k, lengths);
+    std::vector<at::Tensor> values, kept, positions;
+    for (std::int64_t b = 0; b < x.size(0); ++b) {
+      const auto count = std::min(k, lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1));
+      values.push_back(at::constant_pad_nd(x[b].narrow(0, 0, count), {0, 0, 0, k - count}));
+      kept.push_back(at::constant_pad_nd(nan_as_lowest(scores[b].detach()).narrow(0, 0, count), {0, k - count}));
+      positions.push_back(at::constant_pad_nd(at::arange(count, scores.options().dtype(at::kLong)), {0, k - count}, -1));
+    }
+    return {at::stack(values), at::stack(kept), at::stack(positions)};
+  }
+
+  bool passes_score_gradient() const override { return false; }
+};
+
+Cost first_k_cost(const PoolingShape& shape, const Options&) {
+  const auto rows = static_cast<double>(shape.batch * shape.pooled_length);
+  const double kept = rows * static_cast<double>(shape.width) * static_cast<double>(c10::elementSize(shape.dtype));
+  Cost cost;
+  cost.bytes_read = kept + rows * sizeof(float);
+  cost.bytes_written = kept + rows * (sizeof(float) + sizeof(std::int64_t));
+  cost.activation_bytes = cost.bytes_written;
+  return cost;
+}
+
+const RegisterPooling registration({
+    {.name = "first_k", .description = "the first k rows, whatever their scores", .source = "control"},
+    [](const Options&) { return std::make_shared<FirstK>(); },
+    [](const Options&) { return std::make_shared<FirstKReference>(); },
+    first_k_cost,
+});
+
+}  // namespace
+}  // namespace transpool

@@ -1,0 +1,106 @@
+#include "operators/pooling/pooling.h"
+#include "operators/pooling/selection.h"
+
+#include <algorithm>
+
+namespace transpool {
+namespace {
+
+/// A random number (B, n) for each row, uniform in [0, 1), float64. With a seed the same numbers each time on a device.
+at::Tensor row_keys(const at::Tensor& scores, std::optional<std::int64_t> seed) {
+  const auto options = scores.options().dtype(at::kDouble);
+  if (!seed) return at::rand(scores.sizes(), options);
+  auto generator = at::globalContext().defaultGenerator(scores.device()).clone();
+  generator.set_current_seed(static_cast<std::uint64_t>(*seed));
+  return at::rand(scores.sizes(), generator, options);
+}
+
+std::optional<std::int64_t> seed_of(const Options& options) {
+  if (!options.has("seed")) return std::nullopt;
+  return options.integer("seed");
+}
+
+/// Keeps the rows of the k highest random numbers: every set of k valid rows is equally likely.
+class RandomTopk : public PoolingOperator {
+ public:
+  explicit RandomTopk(const Options& options) : seed_(seed_of(options)) {}
+
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    check_pooling_arguments(x, scores, k, lengths);
+    const auto positions = select_top_rows(row_keys(scores, seed_), k, lengths, /*keep_order=*/true);
+    return {gather_rows(x, positions), gather_rows(nan_as_lowest(scores), positions).detach(), positions};
+  }
+
+  bool passes_score_gradient() const override { return false; }
+
+ private:
+  std::optional<std::int64_t> seed_;
+};
+
+/// The same numbers, of which the valid ones are crossed out one by one from the highest down.
+class RandomTopkReference : public PoolingOperator {
+ public:
+  explicit RandomTopkReference(const Options& options) : seed_(seed_of(options)) {}
+
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    check_pooling_arguments(x, scores, k, lengths);
+    const auto keys = row_keys(scores, seed_).cpu();
+    std::vector<at::Tensor> values, kept, positions;
+    for (std::int64_t b = 0; b < x.size(0); ++b) {
+      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
+      std::vector<double> left(keys[b].data_ptr<double>(), keys[b].data_ptr<double>() + valid);
+      std::vector<bool> drawn(left.size(), false);
+      for (std::int64_t i = 0; i < std::min(k, valid); ++i) {
+        const auto highest = std::max_element(left.begin(), left.end());
+        drawn[static_cast<std::size_t>(highest - left.begin())] = true;
+        *highest = -1;
+      }
+      std::vector<std::int64_t> rows;
+      for (std::size_t i = 0; i < drawn.size(); ++i)
+        if (drawn[i]) rows.push_back(static_cast<std::int64_t>(i));
+      const auto chosen = at::tensor(rows, scores.options().dtype(at::kLong));
+      const auto missing = k - chosen.size(0);
+      values.push_back(at::constant_pad_nd(x[b].index_select(0, chosen), {0, 0, 0, missing}));
+      kept.push_back(at::constant_pad_nd(nan_as_lowest(scores[b].detach()).index_select(0, chosen), {0, missing}));
+      positions.push_back(at::constant_pad_nd(chosen, {0, missing}, -1));
+    }
+    return {at::stack(values), at::stack(kept), at::stack(positions)};
+  }
+
+  bool passes_score_gradient() const override { return false; }
+
+ private:
+  std::optional<std::int64_t> seed_;
+};
+
+Cost random_topk_cost(const PoolingShape& shape, const Options&) {
+  const auto rows = static_cast<double>(shape.batch * shape.pooled_length);
+  const double kept = rows * static_cast<double>(shape.width) * static_cast<double>(c10::elementSize(shape.dtype));
+  Cost cost;
+  // The random numbers are written and read back.
+  const double keys = static_cast<double>(shape.batch * shape.length) * sizeof(double);
+  cost.bytes_read = kept + keys + rows * sizeof(float);
+  cost.bytes_written = kept + keys + rows * (sizeof(float) + sizeof(std::int64_t));
+  cost.activation_bytes = kept + rows * (2 * sizeof(std::int64_t) + 1 + sizeof(float));
+  return cost;
+}
+
+const RegisterPooling registration({
+    {.name = "random_topk",
+     .description = "k random rows, whatever their scores, in source order",
+     .source = "control",
+     .options = {{.name = "seed",
+                  .type = OptionType::integer,
+                  .meaning = "the same rows at each call; null draws anew",
+                  .minimum = 0,
+                  .optional = true}},
+     .capabilities = {.stochastic = true}},
+    [](const Options& options) { return std::make_shared<RandomTopk>(options); },
+    [](const Options& options) { return std::make_shared<RandomTopkReference>(options); },
+    random_topk_cost,
+});
+
+}  // namespace
+}  // namespace transpool
