@@ -42,6 +42,7 @@ Json to_json(const Capabilities& capabilities) {
               {"dtypes", capabilities.dtypes},
               {"differentiable", capabilities.differentiable},
               {"stochastic", capabilities.stochastic},
+              {"estimated_gradient", capabilities.estimated_gradient},
               {"pooled_length_divides_length", capabilities.pooled_length_divides_length},
               {"causal", capabilities.causal},
               {"cross", capabilities.cross},

@@ -20,6 +20,7 @@ struct Capabilities {
   bool pooled_length_divides_length = false;  ///< needs k | n
   bool causal = false;                        ///< attention only: can mask the future
   bool cross = false;                         ///< attention only: takes keys of another length than the queries
+  bool estimated_gradient = false;            ///< estimates an expectation's gradient: no derivative of the call's own value
   std::int64_t max_length = 0;                ///< 0: no limit
 };
 

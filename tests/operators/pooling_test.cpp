@@ -124,7 +124,7 @@ TEST_F(Pooling, EveryVariantHasTheGradientOfItsReference) {
 
 TEST_F(Pooling, GradientsMatchFiniteDifferences) {
   for (const auto& instance : instances()) {
-    if (!instance.true_gradient()) continue;
+    if (!instance.true_gradient() || instance.variant->capabilities.estimated_gradient) continue;
     for (const Case c : {Case{7, 2}, Case{8, 4}}) {
       if (!instance.fits(c)) continue;
       SCOPED_TRACE(instance.label + " n " + std::to_string(c.n));

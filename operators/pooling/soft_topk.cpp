@@ -1,0 +1,287 @@
+#include "operators/pooling/mixture.h"
+#include "operators/pooling/selection.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <limits>
+
+namespace transpool {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+/// Gap between neighbouring scores, in temperatures, from which on nothing passes between the two sides: e^-40 at the
+/// middle. Wider gaps are shortened to it, which changes no weight, so that far scores cost the near ones no digits.
+constexpr double parting_gap = 80;
+
+/// Added to the diagonal of the linear systems: couplings this weak move no weight that float64 shows, and must not make a
+/// system singular.
+constexpr double ridge = 1e-13;
+
+/// The k anchors of ranks 1..k, each of which takes one row, and the one of the rest, which takes length - k rows; a target
+/// that takes nothing is inactive.
+struct Targets {
+  at::Tensor mass;    // (B, k + 1) float64
+  at::Tensor active;  // (B, k + 1) bool
+  at::Tensor height;  // (k + 1): k, k - 1, ..., 1 and 0 for the rest
+};
+
+Targets targets_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths) {
+  const auto length = lengths ? lengths->to(at::kDouble).unsqueeze(1)
+                              : at::full({scores.size(0), 1}, static_cast<double>(scores.size(1)), scores.options());
+  const auto height = at::arange(k, -1, -1, scores.options());
+  const auto mass = at::where(height > 0, (length + height - k).clamp(0, 1), (length - k).clamp_min(0));
+  return {mass, mass > 0, height};
+}
+
+/// (B, n) scores over the temperature, 0 for the highest, and (B, k + 1) potentials that part the ranks in the middle
+/// between neighbouring scores: the plan's own at temperature 0, and a start for any other.
+struct Start {
+  at::Tensor levels, potentials;
+};
+
+Start start_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths, double temperature) {
+  auto [sorted, order] = rankable_scores(scores, lengths).sort(/*stable=*/true, 1, /*descending=*/true);
+  const auto n = scores.size(1);
+  const auto finite = sorted.clamp_min(-4 * score_bound);  // padding, which ranks last
+  const auto gaps = ((finite.narrow(1, 0, n - 1) - finite.narrow(1, 1, n - 1)) / temperature).clamp_max(parting_gap);
+  const auto falling = -at::constant_pad_nd(gaps.cumsum(1), {1, 0});
+  const auto below = at::cat({falling.narrow(1, 1, n - 1), falling.narrow(1, n - 1, 1) - parting_gap}, 1);
+  const auto bounds = (falling + below).narrow(1, 0, k) / 2;
+  const auto potentials = -at::constant_pad_nd(bounds.flip(1).cumsum(1).flip(1), {0, 1});
+  return {at::empty_like(falling).scatter_(1, order, falling), potentials};
+}
+
+/// The plan (B, n, k + 1) times n: each valid row spread over the targets, softmax of levels * height + potentials.
+at::Tensor plan_of(const at::Tensor& levels, const at::Tensor& potentials, const Targets& targets,
+                   const std::optional<at::Tensor>& lengths) {
+  auto logits = levels.unsqueeze(2) * targets.height;
+  logits.add_(potentials.unsqueeze(1));
+  auto plan = logits.softmax(2);
+  if (lengths) plan.masked_fill_(valid_positions(*lengths, levels.size(1)).logical_not_().unsqueeze(2), 0);
+  return plan;
+}
+
+/// Solves H y = right, where H = -d(column sums)/d(potentials) is the Laplacian of the targets coupled by the rows they
+/// share. Its diagonal is summed from the couplings, since 1 - (nearly 1) would lose them; constants, which potentials are
+/// free in, and inactive targets are made regular.
+at::Tensor solve_potentials(const at::Tensor& plan, const Targets& targets, const at::Tensor& right) {
+  auto coupling = at::bmm(plan.transpose(1, 2), plan);
+  coupling.diagonal(0, 1, 2).zero_();
+  const auto active = targets.active.to(at::kDouble);
+  const auto constants = active.unsqueeze(2) * active.unsqueeze(1) / static_cast<double>(active.size(1));
+  const auto diagonal = coupling.sum(2) + (1 - active) + ridge;
+  const auto system = constants - coupling + at::diag_embed(diagonal);
+  return std::get<0>(at::linalg_solve_ex(system, right.unsqueeze(2))).squeeze(2);
+}
+
+/// Sinkhorn's update of the targets' potentials; the rows' are eliminated by the softmax.
+at::Tensor sinkhorn_step(const at::Tensor& plan, const Targets& targets, const at::Tensor& potentials) {
+  constexpr double tiny = 1e-300;
+  const auto step = targets.mass.clamp_min(tiny).log() - plan.sum(1).clamp_min(tiny).log();
+  return potentials + step.masked_fill(targets.active.logical_not(), 0);
+}
+
+/// A damped Newton step on the same concave dual. The log-sum-exp is self-concordant in the range of the step, which makes
+/// log(1 + range) / range a step length that converges from anywhere (Sun and Tran-Dinh 2019, arXiv 1703.04599).
+at::Tensor newton_step(const at::Tensor& plan, const Targets& targets, const at::Tensor& potentials) {
+  const auto step = solve_potentials(plan, targets, targets.mass - plan.sum(1)).masked_fill(targets.active.logical_not(), 0);
+  const auto range = (step.amax(1, true) - step.amin(1, true)).clamp_min(1e-12);
+  return potentials + step * (range.log1p() / range);
+}
+
+/// Scores (B, n) float64, clean -> weights (B, k, n) float64. Keeps the levels and potentials, O(n + k), and computes the
+/// plan again in the backward pass, which solves the optimality conditions differentiated.
+class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
+ public:
+  static Variable forward(AutogradContext* context, const at::Tensor& scores, std::int64_t k,
+                          const std::optional<at::Tensor>& lengths, double temperature, std::int64_t iterations,
+                          std::int64_t newton_steps) {
+    const auto targets = targets_of(scores, k, lengths);
+    auto [levels, potentials] = start_of(scores, k, lengths, temperature);
+    potentials = potentials.masked_fill(targets.active.logical_not(), -std::numeric_limits<double>::infinity());
+    auto plan = plan_of(levels, potentials, targets, lengths);
+    for (std::int64_t i = 0; i < iterations + newton_steps; ++i) {
+      potentials = i < iterations ? sinkhorn_step(plan, targets, potentials) : newton_step(plan, targets, potentials);
+      plan = at::Tensor();  // its memory is the next plan's
+      plan = plan_of(levels, potentials, targets, lengths);
+    }
+    context->save_for_backward({levels, potentials, lengths.value_or(at::Tensor())});
+    context->saved_data["k"] = k;
+    context->saved_data["temperature"] = temperature;
+    const auto kept = plan.narrow(2, 0, k);
+    return (kept / kept.sum(1, true).clamp_min(ridge)).transpose(1, 2);
+  }
+
+  /// With the logits' gradient Q, and the potentials moving by dh = -H^-1 d(column sums): dL/dlevel_i = sum over j of
+  /// Q_ij height_j - P_ij (height_j - mean height_i) y_j, where H y = column sums of Q.
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto& levels = saved[0];
+    const auto lengths = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
+    const auto targets = targets_of(levels, context->saved_data["k"].toInt(), lengths);
+    const auto plan = plan_of(levels, saved[1], targets, lengths);
+    auto flow = at::constant_pad_nd(gradients[0].transpose(1, 2), {0, 1}) * plan;
+    flow.sub_(plan * flow.sum(2, true));
+    const auto answer = solve_potentials(plan, targets, flow.sum(1));
+    const auto mean_height = (plan * targets.height).sum(2, true);
+    flow.mul_(targets.height);
+    flow.sub_((targets.height - mean_height).mul_(plan).mul_(answer.unsqueeze(1)));
+    auto gradient = flow.sum(2).div_(context->saved_data["temperature"].toDouble());
+    if (lengths) gradient.masked_fill_(valid_positions(*lengths, levels.size(1)).logical_not_(), 0);
+    return {gradient, Variable(), Variable(), Variable(), Variable(), Variable()};
+  }
+};
+
+class SoftTopk : public PoolingOperator {
+ public:
+  explicit SoftTopk(const Options& options)
+      : temperature_(options.real("temperature")),
+        iterations_(options.integer("iterations")),
+        newton_steps_(options.integer("newton_steps")) {}
+
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    check_pooling_arguments(x, scores, k, lengths);
+    const auto weights = SoftTopkFunction::apply(clean_scores(scores, lengths).to(at::kDouble), k, lengths, temperature_,
+                                                 iterations_, newton_steps_);
+    return mix_rows(x, scores, weights.to(scores.scalar_type()), lengths);
+  }
+
+ private:
+  double temperature_;
+  std::int64_t iterations_, newton_steps_;
+};
+
+/// The paper's problem as it stands: squared costs to the anchors, potentials of rows and targets both, annealed from high
+/// temperature, until row and column sums hold. Its gradient is that of one Newton step from the solution, which is exact
+/// there.
+class SoftTopkReference : public PoolingOperator {
+ public:
+  explicit SoftTopkReference(const Options& options) : temperature_(options.real("temperature")) {}
+
+  Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                 const std::optional<at::Tensor>& lengths) const override {
+    return mix_by_rows(x, scores, k, lengths, [&](const at::Tensor& row, std::int64_t outputs, std::int64_t) {
+      const auto n = row.size(0);
+      auto anchors = at::arange(k, k - outputs, -1, row.options());
+      auto mass = at::ones({n + outputs}, row.options());
+      if (n > k) {
+        anchors = at::constant_pad_nd(anchors, {0, 1});
+        mass = at::constant_pad_nd(mass, {0, 1}, static_cast<double>(n - k));
+      }
+      const auto cost = (shortened(row).unsqueeze(1) - anchors).square();
+      const auto potentials = solve(cost.detach(), mass);
+      const auto plan = coupling(newton(cost, mass, potentials, 2 * temperature_), cost, 2 * temperature_);
+      return plan.t().narrow(0, 0, outputs);
+    });
+  }
+
+ private:
+  /// Scores without what is wide in their gaps, moved by constants.
+  at::Tensor shortened(const at::Tensor& scores) const {
+    const auto order = scores.detach().argsort(/*stable=*/true, 0, /*descending=*/true);
+    auto shift = at::zeros_like(scores.detach());
+    double moved = -scores.detach()[order[0]].item<double>();
+    for (std::int64_t i = 0; i < scores.size(0); ++i) {
+      if (i > 0) {
+        const double gap = (scores[order[i - 1]] - scores[order[i]]).item<double>();
+        moved += std::max(0.0, gap - parting_gap * temperature_);
+      }
+      shift[order[i]] = moved;
+    }
+    return scores + shift;
+  }
+
+  static at::Tensor coupling(const at::Tensor& potentials, const at::Tensor& cost, double epsilon) {
+    const auto n = cost.size(0);
+    const auto f = potentials.narrow(0, 0, n).unsqueeze(1);
+    return ((f + potentials.narrow(0, n, cost.size(1)) - cost) / epsilon).exp();
+  }
+
+  /// Potentials after one damped Newton step on the full dual (rows, then targets).
+  static at::Tensor newton(const at::Tensor& cost, const at::Tensor& mass, const at::Tensor& potentials, double epsilon) {
+    const auto plan = coupling(potentials, cost, epsilon);
+    const auto sums = at::cat({plan.sum(1), plan.sum(0)});
+    const auto fixed = plan.detach();
+    const auto upper = at::cat({fixed.sum(1).diag(), fixed}, 1);
+    const auto lower = at::cat({fixed.t(), fixed.sum(0).diag()}, 1);
+    const auto free = at::cat({at::ones_like(fixed.select(1, 0)), -at::ones_like(fixed.select(0, 0))});
+    const auto system =
+        at::cat({upper, lower}) + free.outer(free) / free.size(0) + ridge * at::eye(free.size(0), free.options());
+    const auto step = at::linalg_solve(system, mass - sums);
+    const auto n = cost.size(0);
+    const auto reach = (step.narrow(0, 0, n).unsqueeze(1) + step.narrow(0, n, cost.size(1))).abs().max().item<double>();
+    return potentials + epsilon * step * (reach > 1e-9 ? std::log1p(reach) / reach : 1.0);
+  }
+
+  at::Tensor solve(const at::Tensor& cost, const at::Tensor& mass) const {
+    const auto n = cost.size(0);
+    auto potentials = at::zeros_like(mass);
+    const auto f = potentials.narrow(0, 0, n);
+    const auto g = potentials.narrow(0, n, cost.size(1));
+    const auto sinkhorn = [&](double epsilon) {
+      g.copy_(epsilon * (mass.narrow(0, n, g.size(0)).log() - ((f.unsqueeze(1) - cost) / epsilon).logsumexp(0)));
+      f.copy_(-epsilon * ((g - cost) / epsilon).logsumexp(1));
+    };
+    for (double epsilon = std::max(16.0, 2 * temperature_); epsilon >= 2 * temperature_;
+         epsilon = epsilon > 2 * temperature_ ? std::max(epsilon / 2, 2 * temperature_) : 0) {
+      for (int i = 0; i < 5; ++i) sinkhorn(epsilon);
+      for (int i = 0; i < 4; ++i) {
+        potentials.copy_(newton(cost, mass, potentials, epsilon));
+        sinkhorn(epsilon);
+      }
+    }
+    for (int i = 0; i < 12; ++i) potentials.copy_(newton(cost, mass, potentials, 2 * temperature_));
+    return potentials;
+  }
+
+  double temperature_;
+};
+
+Cost soft_topk_cost(const PoolingShape& shape, const Options& options) {
+  const auto batch = static_cast<double>(shape.batch);
+  const auto targets = static_cast<double>(shape.pooled_length + 1);
+  const double couplings = 2 * batch * static_cast<double>(shape.length) * targets * targets;
+  auto cost = mixture_cost(shape, /*kept_weights=*/1);
+  cost.flops += static_cast<double>(options.integer("newton_steps")) * couplings;
+  cost.backward_flops += couplings;
+  cost.activation_bytes += batch * (static_cast<double>(shape.length) + targets) * sizeof(double);
+  return cost;
+}
+
+const RegisterPooling registration({
+    {.name = "soft_topk",
+     .description = "sorted SOFT top-k: entropic optimal transport of the rows to k ranks and the rest, implicit backward",
+     .source = "sorted SOFT top-k of arXiv 2002.06504: entropic optimal transport, squared cost, anchors k, ..., 1, 0",
+     .options = {{.name = "temperature",
+                  .type = OptionType::real,
+                  .fallback = 0.01,
+                  .meaning = "half the entropic epsilon at unit distance between anchors: two rows whose scores differ by "
+                             "it swap neighbouring ranks at odds of 1 : e",
+                  .minimum = 1e-6,
+                  .maximum = 1e4},
+                 {.name = "iterations",
+                  .type = OptionType::integer,
+                  .fallback = 10,
+                  .meaning = "Sinkhorn steps, from the exact potentials of temperature 0",
+                  .minimum = 0,
+                  .maximum = 100000},
+                 {.name = "newton_steps",
+                  .type = OptionType::integer,
+                  .fallback = 8,
+                  .meaning = "damped Newton steps after them; the backward pass takes the plan for converged",
+                  .minimum = 0,
+                  .maximum = 1000}}},
+    [](const Options& options) { return std::make_shared<SoftTopk>(options); },
+    [](const Options& options) { return std::make_shared<SoftTopkReference>(options); },
+    soft_topk_cost,
+    /*distinct_rows=*/false,
+    /*sharp=*/{{"temperature", 1e-4}},
+});
+
+}  // namespace
+}  // namespace transpool
