@@ -175,7 +175,7 @@ class SoftTopkReference : public PoolingOperator {
       }
       const auto cost = (shortened(row).unsqueeze(1) - anchors).square();
       const auto potentials = solve(cost.detach(), mass);
-      const auto plan = coupling(newton(cost, mass, potentials, 2 * temperature_), cost, 2 * temperature_);
+      const auto plan = coupling(potentials + newton(cost, mass, potentials, 2 * temperature_), cost, 2 * temperature_);
       return plan.t().narrow(0, 0, outputs);
     });
   }
@@ -202,7 +202,7 @@ class SoftTopkReference : public PoolingOperator {
     return ((f + potentials.narrow(0, n, cost.size(1)) - cost) / epsilon).exp();
   }
 
-  /// Potentials after one damped Newton step on the full dual (rows, then targets).
+  /// One Newton step of the potentials on the full dual (rows, then targets).
   static at::Tensor newton(const at::Tensor& cost, const at::Tensor& mass, const at::Tensor& potentials, double epsilon) {
     const auto plan = coupling(potentials, cost, epsilon);
     const auto sums = at::cat({plan.sum(1), plan.sum(0)});
@@ -212,10 +212,14 @@ class SoftTopkReference : public PoolingOperator {
     const auto free = at::cat({at::ones_like(fixed.select(1, 0)), -at::ones_like(fixed.select(0, 0))});
     const auto system =
         at::cat({upper, lower}) + free.outer(free) / free.size(0) + ridge * at::eye(free.size(0), free.options());
-    const auto step = at::linalg_solve(system, mass - sums);
+    return epsilon * at::linalg_solve(system, mass - sums);
+  }
+
+  static at::Tensor damped(const at::Tensor& step, const at::Tensor& cost, double epsilon) {
     const auto n = cost.size(0);
-    const auto reach = (step.narrow(0, 0, n).unsqueeze(1) + step.narrow(0, n, cost.size(1))).abs().max().item<double>();
-    return potentials + epsilon * step * (reach > 1e-9 ? std::log1p(reach) / reach : 1.0);
+    const auto moves = step.narrow(0, 0, n).unsqueeze(1) + step.narrow(0, n, cost.size(1));
+    const double reach = moves.abs().max().item<double>() / epsilon;
+    return reach > 1e-9 ? step * (std::log1p(reach) / reach) : step;
   }
 
   at::Tensor solve(const at::Tensor& cost, const at::Tensor& mass) const {
@@ -231,11 +235,12 @@ class SoftTopkReference : public PoolingOperator {
          epsilon = epsilon > 2 * temperature_ ? std::max(epsilon / 2, 2 * temperature_) : 0) {
       for (int i = 0; i < 5; ++i) sinkhorn(epsilon);
       for (int i = 0; i < 4; ++i) {
-        potentials.copy_(newton(cost, mass, potentials, epsilon));
+        potentials.add_(damped(newton(cost, mass, potentials, epsilon), cost, epsilon));
         sinkhorn(epsilon);
       }
     }
-    for (int i = 0; i < 12; ++i) potentials.copy_(newton(cost, mass, potentials, 2 * temperature_));
+    for (int i = 0; i < 12; ++i)
+      potentials.add_(damped(newton(cost, mass, potentials, 2 * temperature_), cost, 2 * temperature_));
     return potentials;
   }
 

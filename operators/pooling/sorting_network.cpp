@@ -265,7 +265,7 @@ class SortingNetworkReference : public PoolingOperator {
     const auto l = at::tensor(lows, values.options().dtype(at::kLong));
     const auto forced = at::tensor(fixed, values.options());
     const auto z = (values.index_select(0, h) - values.index_select(0, l)) / temperature_;
-    const auto soft = cauchy_ ? at::atan2(z, at::ones_like(z)) / std::numbers::pi + 0.5 : 1 / (1 + (-z).exp());
+    const auto soft = cauchy_ ? at::atan2(z, at::ones_like(z)) / std::numbers::pi + 0.5 : (1 + (z / 2).tanh()) / 2;
     const auto keep = at::where(forced < 0, soft, forced);
     auto step = at::zeros({values.size(0), values.size(0)}, values.options());
     step = step.index_put({h, h}, keep).index_put({l, l}, keep);
