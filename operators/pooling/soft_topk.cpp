@@ -19,7 +19,7 @@ constexpr double parting_gap = 80;
 
 /// Added to the diagonal of the linear systems: couplings this weak move no weight that float64 shows, and must not make a
 /// system singular.
-constexpr double ridge = 1e-13;
+constexpr double ridge = 1e-14;
 
 /// The k anchors of ranks 1..k, each of which takes one row, and the one of the rest, which takes length - k rows; a target
 /// that takes nothing is inactive.
@@ -117,20 +117,22 @@ class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
   }
 
   /// With the logits' gradient Q, and the potentials moving by dh = -H^-1 d(column sums): dL/dlevel_i = sum over j of
-  /// Q_ij height_j - P_ij (height_j - mean height_i) y_j, where H y = column sums of Q.
+  /// (Q_ij - P_ij y_j) (height_j - mean height_i), where H y = column sums of Q. Gains count from that of each row's
+  /// likeliest target: a row that is all but settled then loses no digits to the constant that its gains share.
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const auto& levels = saved[0];
     const auto lengths = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
     const auto targets = targets_of(levels, context->saved_data["k"].toInt(), lengths);
     const auto plan = plan_of(levels, saved[1], targets, lengths);
-    auto flow = at::constant_pad_nd(gradients[0].transpose(1, 2), {0, 1}) * plan;
+    auto gain = at::constant_pad_nd(gradients[0].transpose(1, 2), {0, 1});
+    gain.sub_(gain.gather(2, plan.argmax(2, true)));
+    auto flow = gain.mul_(plan);
     flow.sub_(plan * flow.sum(2, true));
     const auto answer = solve_potentials(plan, targets, flow.sum(1));
+    flow.sub_(plan * answer.unsqueeze(1));
     const auto mean_height = (plan * targets.height).sum(2, true);
-    flow.mul_(targets.height);
-    flow.sub_((targets.height - mean_height).mul_(plan).mul_(answer.unsqueeze(1)));
-    auto gradient = flow.sum(2).div_(context->saved_data["temperature"].toDouble());
+    auto gradient = flow.mul_(targets.height - mean_height).sum(2).div_(context->saved_data["temperature"].toDouble());
     if (lengths) gradient.masked_fill_(valid_positions(*lengths, levels.size(1)).logical_not_(), 0);
     return {gradient, Variable(), Variable(), Variable(), Variable(), Variable()};
   }
@@ -173,8 +175,13 @@ class SoftTopkReference : public PoolingOperator {
         anchors = at::constant_pad_nd(anchors, {0, 1});
         mass = at::constant_pad_nd(mass, {0, 1}, static_cast<double>(n - k));
       }
-      const auto cost = (shortened(row).unsqueeze(1) - anchors).square();
-      const auto potentials = solve(cost.detach(), mass);
+      const auto levels = shortened(row).unsqueeze(1);
+      auto cost = (levels - anchors).square();
+      auto potentials = solve(cost.detach(), mass);
+      // A cost that is constant along a row moves no plan: count each row's from its likeliest anchor, to save digits.
+      const auto own = anchors.index_select(0, coupling(potentials, cost, 2 * temperature_).argmax(1)).unsqueeze(1);
+      cost = cost - (levels - own).square();
+      potentials.narrow(0, 0, n).sub_((levels - own).square().squeeze(1).detach());
       const auto plan = coupling(potentials + newton(cost, mass, potentials, 2 * temperature_), cost, 2 * temperature_);
       return plan.t().narrow(0, 0, outputs);
     });
