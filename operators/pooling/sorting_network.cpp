@@ -281,11 +281,12 @@ Cost sorting_network_cost(const PoolingShape& shape, const Options& options) {
   const auto stages = static_cast<double>(bitonic_stages(wires).size());
   const auto comparators = static_cast<double>(shape.batch * wires / 2) * stages;
   auto cost = mixture_cost(shape, /*kept_weights=*/1);
-  // The weights of the padded wires stand in the same tensor. Of each comparator its keep, 1 - keep, the scores of both
-  // wires, the argument of atan, and the keep in the scores' dtype.
+  // The weights of the padded wires stand in the same tensor. Of each comparator: the scores of both wires, its keep in
+  // float64 and in the scores' dtype, 1 - keep, and the keep before padding is dealt with or the argument of atan.
   const auto padding = static_cast<double>(shape.batch * shape.pooled_length * (wires - shape.length));
   const auto score = static_cast<double>(score_bytes(shape.dtype));
-  cost.activation_bytes += padding * score + comparators * ((is_cauchy(options) ? 5 : 4) * sizeof(double) + score);
+  const bool separate = is_cauchy(options) || wires > shape.length;
+  cost.activation_bytes += padding * score + comparators * ((separate ? 5 : 4) * sizeof(double) + score);
   return cost;
 }
 
