@@ -57,11 +57,19 @@ Timing summarize_times(std::vector<double> samples) {
   return timing;
 }
 
+PassClock::PassClock(const at::Device& device) : device_(device) {
+  // Twice the largest L2 of today's devices.
+  if (device.is_cuda()) flush_ = at::empty({256 << 20}, at::TensorOptions().dtype(at::kByte).device(device));
+}
+
+double PassClock::time(const std::function<void()>& run) {
+  synchronize(device_);
+  return device_.is_cuda() ? sample_cuda(run, device_, flush_) : sample_cpu(run);
+}
+
 Timing time_runs(const std::function<void()>& run, const std::function<void()>& redraw, const at::Device& device,
                  const TimingOptions& options) {
-  at::Tensor flush;
-  // Twice the largest L2 of today's devices.
-  if (device.is_cuda()) flush = at::empty({256 << 20}, at::TensorOptions().dtype(at::kByte).device(device));
+  PassClock clock(device);
   for (std::int64_t i = 0; i < options.warmup; ++i) run();
   synchronize(device);
   const auto start = Clock::now();
@@ -69,8 +77,7 @@ Timing time_runs(const std::function<void()>& run, const std::function<void()>& 
   Timing timing;
   while (static_cast<std::int64_t>(samples.size()) < options.max_samples) {
     if (redraw) redraw();
-    synchronize(device);
-    samples.push_back(device.is_cuda() ? sample_cuda(run, device, flush) : sample_cpu(run));
+    samples.push_back(clock.time(run));
     const bool enough = static_cast<std::int64_t>(samples.size()) >= options.min_samples;
     if (enough) {
       timing = summarize_times(samples);

@@ -5,6 +5,8 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
+
 namespace transpool {
 
 struct TimingOptions {
@@ -29,6 +31,19 @@ struct Timing {
 /// the CPU. `redraw` gives new inputs before each sample and is not timed.
 Timing time_runs(const std::function<void()>& run, const std::function<void()>& redraw, const at::Device& device,
                  const TimingOptions& options);
+
+/// Times single passes by the clock of `time_runs`.
+class PassClock {
+ public:
+  explicit PassClock(const at::Device& device);
+
+  /// Milliseconds of one pass, synchronised before and after.
+  double time(const std::function<void()>& run);
+
+ private:
+  at::Device device_;
+  at::Tensor flush_;
+};
 
 /// Median and its distribution-free 95 % interval.
 Timing summarize_times(std::vector<double> samples);

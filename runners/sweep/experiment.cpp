@@ -14,7 +14,7 @@
 namespace transpool {
 namespace {
 
-const std::vector<std::string> sections = {"training", "generation", "timing", "rouge"};
+const std::vector<std::string> sections = {"training", "generation", "timing", "selection", "rouge"};
 const std::vector<std::string> top_level_settings = {"data", "tokenizer"};
 
 Json read_json(const std::filesystem::path& file) {
@@ -49,6 +49,7 @@ std::vector<std::string> read_measure(const Json& json, const std::string& level
       (where / i).fail(
           unknown_name_message("measure", given[i].is_string() ? given[i].get<std::string>() : given[i].dump(), known));
     if (given[i] == "rouge" && level != "quality") (where / i).fail("\"rouge\" is measured at level quality only");
+    if (given[i] == "selection" && level != "operator") (where / i).fail("\"selection\" is measured at level operator only");
     measure.push_back(given[i]);
   }
   return measure;
@@ -168,6 +169,10 @@ std::string identity(const Cell& cell) {
   Json full = {{"level", cell.level}, {"device", cell.device}, {"seed", cell.seed}, {"values", cell.values.json()}};
   auto measure = cell.measure;
   std::sort(measure.begin(), measure.end());
+  // How selection would be measured tells no cells apart that do not measure it.
+  if (!std::binary_search(measure.begin(), measure.end(), "selection"))
+    for (const auto& item : cell.values.json().items())
+      if (item.key().starts_with("selection.")) full["values"].erase(item.key());
   full["measure"] = measure;
   // Sorted keys, so that the order in which an experiment writes them does not matter.
   return c10::sha1(nlohmann::json::parse(full.dump()).dump()).str().substr(0, 16);
@@ -256,7 +261,11 @@ Experiment read_experiment(const std::filesystem::path& file, const std::vector<
                            const std::string& device) {
   Json json = read_json(file);
   for (const auto& assignment : overrides) apply_override(json, assignment);
-  const Where root(file.string());
+  return experiment_from_json(json, file.string(), device);
+}
+
+Experiment experiment_from_json(const Json& json, const std::string& source, const std::string& device) {
+  const Where root(source);
   check_keys(json, root);
   Experiment experiment;
   for (const auto* key : {"name", "level"})

@@ -36,6 +36,9 @@ struct Experiment {
 Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& overrides,
                            const std::string& device);
 
+/// The same for an experiment that is no file; `source` leads its messages.
+Experiment experiment_from_json(const Json& json, const std::string& source, const std::string& device);
+
 /// Applies one `--set PATH=VALUES`: a path below "axes" takes a list `a,b` or a range `from:to*factor`, `from:to+step`;
 /// any other takes one value, JSON where it parses as such and text else.
 void apply_override(Json& experiment, const std::string& assignment);

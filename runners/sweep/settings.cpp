@@ -140,7 +140,35 @@ std::vector<Setting> make_settings() {
         .type = choice,
         .fallback = "uniform",
         .meaning = "distribution of the random scores",
-        .choices = {"uniform", "gaussian", "two_peaked", "near_ties", "all_low"}},
+        .choices = {"uniform", "gaussian", "two_peaked", "near_ties", "trained_like", "all_low"}},
+       operators_only},
+      {{.name = "selection.draws",
+        .type = integer,
+        .fallback = 8,
+        .meaning = "batches of random inputs that selection quality is the mean over",
+        .minimum = 1,
+        .maximum = 100000},
+       operators_only},
+      {{.name = "selection.smoothing",
+        .type = real,
+        .fallback = 0.1,
+        .meaning = "width of the Gaussian that smooths the hard objective, in standard deviations of the scores",
+        .minimum = 1e-6,
+        .maximum = 1e3},
+       operators_only},
+      {{.name = "selection.noise_draws",
+        .type = integer,
+        .fallback = 64,
+        .meaning = "draws of noise for the smoothed gradient and for the variance of a stochastic one",
+        .minimum = 2,
+        .maximum = 100000},
+       operators_only},
+      {{.name = "selection.weight_gflop",
+        .type = real,
+        .fallback = 20.0,
+        .meaning = "work a draw may spend on whole weight matrices; fewer rows of the batch, or none, where more is needed",
+        .minimum = 0,
+        .maximum = 1e9},
        operators_only},
       {{.name = "lengths",
         .type = choice,
@@ -282,7 +310,7 @@ std::vector<std::string> level_names() {
   return {"operator", "layer", "encoder", "model", "training", "generation", "quality"};
 }
 
-std::vector<std::string> measure_names() { return {"time", "memory", "flops", "rouge"}; }
+std::vector<std::string> measure_names() { return {"time", "memory", "flops", "selection", "rouge"}; }
 
 std::vector<OptionSpec> settings_of(const std::string& level, const Where& where) {
   const auto levels = level_names();
