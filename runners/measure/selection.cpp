@@ -185,8 +185,8 @@ at::Tensor matched_cosine(const at::Tensor& x, const at::Tensor& values, const a
   std::vector<at::Tensor> best;
   // One batch row at a time: all pairs of all rows at once would be B * k * k.
   for (std::int64_t b = 0; b < x.size(0); ++b) {
-    const auto targets = unit(x[b].index_select(0, hard[b].clamp_min(0)));
-    best.push_back(at::matmul(targets, unit(values[b]).t()).amax(1));
+    const auto targets = unit(x[b].index_select(0, hard[b].clamp_min(0)).to(at::kDouble));
+    best.push_back(at::matmul(targets, unit(values[b].to(at::kDouble)).t()).amax(1));
   }
   return mean_over(at::stack(best), hard);
 }
@@ -234,6 +234,7 @@ at::Tensor smoothed_gradient(const at::Tensor& scores, const at::Tensor& utility
 
 void measure_selection(const Cell& cell, const Selection<PoolingVariant>& selection, PoolingPass& pass, Record& record) {
   const auto& shape = pass.shape;
+  at::manual_seed(static_cast<std::uint64_t>(cell.seed));  // timing before this drew as often as the clock let it
   const auto weighed = weighed_rows(cell, selection, shape);
   const bool stochastic = selection.variant->capabilities.stochastic;
   Metric overlap_metric{"selection_overlap", "1", "share of the k highest-scored rows that lead an output"};
