@@ -89,6 +89,30 @@ at::Tensor mean_effective_rows(const PoolingPass& pass, std::int64_t rows, std::
   return effective_rows(weights).masked_fill(real.logical_not(), 0).sum(1) / real.sum(1).clamp_min(1);
 }
 
+struct ForwardMetrics {
+  Metric overlap, cosine, mass, effective_rows;
+};
+
+ForwardMetrics forward_metrics() {
+  return {{"selection_overlap", "1", "share of the k highest-scored rows that lead an output"},
+          {"selection_cosine", "1",
+           "cosine of each of the k highest-scored rows with the output nearest to it, rows uniform on [-1, 1]"},
+          {"selection_mass", "1", "share of the outputs' weight that lies on the k highest-scored rows"},
+          {"selection_effective_rows", "1", "exp of the entropy of an output's weights: 1 is a copy of one row", false}};
+}
+
+void add_forward(const PoolingPass& pass, std::int64_t weighed, std::uint64_t noise_seed, ForwardMetrics& metrics) {
+  const at::NoGradGuard no_gradient;
+  const auto k = pass.shape.pooled_length;
+  const auto hard = hard_rows(pass.scores, k, pass.lengths);
+  const auto x = at::rand(pass.x.sizes(), pass.scores.options().requires_grad(false)) * 2 - 1;
+  const auto pooled = pass.op->forward(x, pass.scores.detach(), k, pass.lengths);
+  metrics.overlap.add(overlap(hard, pooled.positions, pass.shape.length));
+  metrics.cosine.add(matched_cosine(x, pooled.values, hard));
+  metrics.mass.add(mass_on_hard_rows(pass, hard, noise_seed));
+  if (weighed > 0) metrics.effective_rows.add(mean_effective_rows(pass, weighed, noise_seed));
+}
+
 /// The score gradient of sum over outputs of <output, u>: what the smoothed objective is the hard form of, (B, n) float64.
 at::Tensor score_gradient(const PoolingPass& pass, const at::Tensor& direction, std::uint64_t noise_seed) {
   const at::AutoGradMode mode(true);
@@ -233,35 +257,19 @@ at::Tensor smoothed_gradient(const at::Tensor& scores, const at::Tensor& utility
 }
 
 void measure_selection(const Cell& cell, const Selection<PoolingVariant>& selection, PoolingPass& pass, Record& record) {
-  const auto& shape = pass.shape;
   at::manual_seed(static_cast<std::uint64_t>(cell.seed));  // timing before this drew as often as the clock let it
-  const auto weighed = weighed_rows(cell, selection, shape);
-  const bool stochastic = selection.variant->capabilities.stochastic;
-  Metric overlap_metric{"selection_overlap", "1", "share of the k highest-scored rows that lead an output"};
-  Metric cosine{"selection_cosine", "1",
-                "cosine of each of the k highest-scored rows with the output nearest to it, rows uniform on [-1, 1]"};
-  Metric mass{"selection_mass", "1", "share of the outputs' weight that lies on the k highest-scored rows"};
-  Metric effective{"selection_effective_rows", "1", "exp of the entropy of an output's weights: 1 is a copy of one row",
-                   false};
+  const auto weighed = weighed_rows(cell, selection, pass.shape);
+  auto forward = forward_metrics();
   auto gradient = gradient_metrics(cell.values.real("selection.smoothing"));
   for (std::int64_t draw = 0; draw < cell.values.integer("selection.draws"); ++draw) {
     pass.draw();
     const auto noise_seed = draw_seed();
-    {
-      const at::NoGradGuard no_gradient;
-      const auto hard = hard_rows(pass.scores, shape.pooled_length, pass.lengths);
-      const auto x = at::rand(pass.x.sizes(), pass.scores.options().requires_grad(false)) * 2 - 1;
-      const auto pooled = pass.op->forward(x, pass.scores.detach(), shape.pooled_length, pass.lengths);
-      overlap_metric.add(overlap(hard, pooled.positions, shape.length));
-      cosine.add(matched_cosine(x, pooled.values, hard));
-      mass.add(mass_on_hard_rows(pass, hard, noise_seed));
-      if (weighed > 0) effective.add(mean_effective_rows(pass, weighed, noise_seed));
-    }
-    if (pass.backward) add_gradient(cell, pass, stochastic, noise_seed, gradient);
+    add_forward(pass, weighed, noise_seed, forward);
+    if (pass.backward) add_gradient(cell, pass, selection.variant->capabilities.stochastic, noise_seed, gradient);
     at::manual_seed(noise_seed + 1000003);  // the next inputs must not repeat the noise
   }
-  for (const auto* metric : {&overlap_metric, &cosine, &mass, &effective, &gradient.useful_share, &gradient.cosine,
-                             &gradient.bias, &gradient.variance})
+  for (const auto* metric : {&forward.overlap, &forward.cosine, &forward.mass, &forward.effective_rows,
+                             &gradient.useful_share, &gradient.cosine, &gradient.bias, &gradient.variance})
     summarize(*metric, static_cast<std::uint64_t>(cell.seed), record);
   record.details["selection"] = {{"draws", cell.values.integer("selection.draws")},
                                  {"batch_rows_weighed", weighed},

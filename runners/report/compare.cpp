@@ -84,6 +84,16 @@ Judgement judge_apart(const Summary& base, const Summary& current, double relati
   return {direction(base, current), "the intervals are apart, the difference is over the " + spreads};
 }
 
+/// Memory and FLOPs are counted and not sampled: any difference is one. Of other figures a small one may be chance.
+Judgement judge_bare(const Summary& base, const Summary& current, double relative) {
+  const auto quantity = quantity_of(base.unit);
+  if (quantity == Quantity::memory || quantity == Quantity::operations)
+    return {direction(base, current), "the figures are exact and differ"};
+  if (std::abs(relative) > large)
+    return {direction(base, current), "no intervals, and the difference is over " + percent(large)};
+  return {Change::ambiguous, "no intervals, and the difference is under " + percent(large)};
+}
+
 // --- pairing -----------------------------------------------------------------------------------------------------------
 
 std::string place(const Record& record) {
@@ -176,11 +186,13 @@ std::string to_string(Change change) {
 
 std::string comparison_rule() {
   return fmt::format(
-      "SAME: the 95 % intervals overlap, or the difference is under {}, or inside the noise of both runs (half the "
+      "SAME: the 95 % intervals overlap, or the difference is under {0}, or inside the noise of both runs (half the "
       "interquartile range of their samples). FAST and SLOW (better and worse, where higher is better): the intervals are "
       "apart and the difference is over the noise of both; for means over the same documents, the interval of the paired "
-      "bootstrap leaves 0 out; figures without interval (memory, FLOPs) differ. AMBG: neither can be said; measure longer.",
-      percent(negligible));
+      "bootstrap leaves 0 out; memory and FLOPs, which are exact, differ; other figures without interval differ by over "
+      "{1}. "
+      "AMBG: neither can be said, measure longer.",
+      percent(negligible), percent(large));
 }
 
 Judgement judge(const Summary& base, const Summary& current) {
@@ -189,7 +201,7 @@ Judgement judge(const Summary& base, const Summary& current) {
   if (relative == 0) return {Change::same, "equal"};
   if (std::abs(relative) <= negligible) return {Change::same, "the difference is under " + percent(negligible)};
   if (paired(base, current)) return judge_paired(base, current);
-  if (!base.interval && !current.interval) return {direction(base, current), "the figures have no interval and differ"};
+  if (!base.interval && !current.interval) return judge_bare(base, current, relative);
   if (!base.interval || !current.interval) return {Change::ambiguous, "only one figure has an interval"};
   const bool apart = base.interval->second < current.interval->first || current.interval->second < base.interval->first;
   return apart ? judge_apart(base, current, relative) : judge_overlapping(base, current, relative);

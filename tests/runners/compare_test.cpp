@@ -90,6 +90,14 @@ TEST(Judge, ExactFiguresNeedNoInterval) {
   EXPECT_EQ(verdict(exact("peak_memory", 0), exact("peak_memory", 1)), "SLOW");
 }
 
+TEST(Judge, OtherFiguresWithoutIntervalMustDifferByMore) {
+  const auto accuracy = [](double value) {
+    return Summary{.name = "token_accuracy", .unit = "%", .value = value, .higher_is_better = true};
+  };
+  EXPECT_EQ(verdict(accuracy(30), accuracy(29.2)), "AMBG");
+  EXPECT_EQ(verdict(accuracy(30), accuracy(20)), "SLOW");
+}
+
 TEST(Judge, WithOneIntervalOrNoNumberNothingCanBeSaid) {
   EXPECT_EQ(verdict(exact("time", 10), time_of(20, 1)), "AMBG");
   EXPECT_EQ(verdict(time_of(10, 1), time_of(std::nan(""), 1)), "AMBG");

@@ -20,7 +20,6 @@ volatile std::sig_atomic_t interrupt_seen = 0;
 
 /// The record of a fresh measurement; nothing where Ctrl-C came first.
 std::optional<Record> measure_again(const Cell& cell, const std::vector<std::string>& plugins) {
-  if (!cell.skip_reason.empty()) throw UsageError("the record cannot be measured here: " + cell.skip_reason);
   std::vector<std::string> arguments = {"worker"};
   for (const auto& plugin : plugins) arguments.insert(arguments.end(), {"--plugin", plugin});
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { interrupt_seen = 1; });
@@ -38,6 +37,30 @@ std::pair<Report, Report> before_and_after(const Report& report, const Record& o
   after.records[0].environment = environment_key(after.environment);
   after.environments[after.records[0].environment] = after.environment;
   return {before, after};
+}
+
+/// Measures, writes the new report where `out` names a folder, prints the comparison.
+int measure_and_compare(const Report& report, const Record& old, const Experiment& experiment, const std::string& out,
+                        const std::vector<std::string>& plugins, const std::string& format) {
+  const auto& cell = experiment.cells.front();
+  device_from_name(cell.device);
+  if (!cell.skip_reason.empty()) throw UsageError("the record cannot be measured here: " + cell.skip_reason);
+  std::optional<RunFolder> folder;
+  if (!out.empty()) {
+    RunOptions how;
+    how.out = out;
+    folder.emplace(experiment, how);
+  }
+  if (cell.id != old.id)
+    std::cerr << "the id is now " << cell.id << ": this program has settings or options that the report does not know; "
+              << "they stand at their defaults\n";
+  const auto measured = measure_again(cell, plugins);
+  if (!measured) return interrupted;
+  if (folder) folder->add(*measured);
+  const auto [before, after] = before_and_after(report, old, *measured);
+  const auto comparison = compare_reports(before, after);
+  std::cout << print_comparison(comparison, format) << std::flush;
+  return comparison.regressed() || measured->status != Status::ok ? found_problem : done;
 }
 
 int rerun(const std::vector<std::string>& given) {
@@ -59,25 +82,8 @@ int rerun(const std::vector<std::string>& given) {
   const auto report = read_report(path);
   const auto& old = find_record(report, arguments.get<std::string>("record"));
   print_comparison({}, format);  // an unknown format must not cost a measurement
-  const auto experiment = rerun_experiment(report, old, path);
-  const auto& cell = experiment.cells.front();
-  device_from_name(cell.device);
-  std::optional<RunFolder> folder;
-  if (arguments.has("out")) {
-    RunOptions how;
-    how.out = arguments.get<std::string>("out");
-    folder.emplace(experiment, how);
-  }
-  if (cell.id != old.id)
-    std::cerr << "the id is now " << cell.id << ": this program has settings or options that the report does not know; "
-              << "they stand at their defaults\n";
-  const auto measured = measure_again(cell, plugins);
-  if (!measured) return interrupted;
-  if (folder) folder->add(*measured);
-  const auto [before, after] = before_and_after(report, old, *measured);
-  const auto comparison = compare_reports(before, after);
-  std::cout << print_comparison(comparison, format) << std::flush;
-  return comparison.regressed() || measured->status != Status::ok ? found_problem : done;
+  const auto out = arguments.has("out") ? arguments.get<std::string>("out") : std::string();
+  return measure_and_compare(report, old, rerun_experiment(report, old, path), out, plugins, format);
 }
 
 const RegisterCommand command{{"rerun", "REPORT RECORD [--out DIR] [--format text|md|csv|json] [--plugin FILE.so]...",
