@@ -53,7 +53,11 @@ std::string allowed_values(const OptionSpec& spec) {
 }
 
 Json to_json(const OptionSpec& spec) {
-  return Json{{"name", spec.name}, {"allowed", allowed_values(spec)}, {"default", spec.fallback}, {"meaning", spec.meaning}};
+  return Json{{"name", spec.name},
+              {"allowed", allowed_values(spec)},
+              {"default", spec.fallback},
+              {"optional", spec.optional},
+              {"meaning", spec.meaning}};
 }
 
 void check_option(const OptionSpec& spec, const Json& value, const Where& where) {

@@ -1,5 +1,7 @@
 #include "operators/registry.h"
 
+#include <algorithm>
+
 namespace transpool {
 namespace {
 
@@ -57,6 +59,11 @@ Json to_json(const VariantInfo& info) {
               {"source", info.source},
               {"options", options},
               {"capabilities", to_json(info.capabilities)}};
+}
+
+bool runs_by_name(const VariantInfo& info) {
+  return std::all_of(info.options.begin(), info.options.end(),
+                     [](const OptionSpec& spec) { return spec.optional || !spec.fallback.is_null(); });
 }
 
 std::pair<std::string, Json> split_variant(const Json& value, const std::string& noun, const Where& where) {

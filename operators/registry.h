@@ -82,6 +82,9 @@ struct VariantInfo {
 
 Json to_json(const VariantInfo& info);
 
+/// Whether the name alone is a full value: every option has a default. One that runs a file of the user's has none for it.
+bool runs_by_name(const VariantInfo& info);
+
 /// A variant together with checked options.
 template <class Variant>
 struct Selection {

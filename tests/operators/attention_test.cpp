@@ -31,11 +31,13 @@ const std::map<std::string, std::vector<Json>> varied_options = {
 
 std::vector<Instance> instances() {
   std::vector<Instance> all;
-  for (const auto& [name, variant] : attention_registry().all())
+  for (const auto& [name, variant] : attention_registry().all()) {
+    if (!runs_by_name(variant)) continue;
     for (const auto& value : option_combinations(variant, varied_options)) {
       const auto selection = attention_registry().select(value);
       all.push_back({&variant, value.dump(), variant.make(selection.options), variant.reference(selection.options)});
     }
+  }
   return all;
 }
 

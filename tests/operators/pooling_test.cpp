@@ -40,12 +40,14 @@ struct Instance {
 
 std::vector<Instance> instances() {
   std::vector<Instance> all;
-  for (const auto& [name, variant] : pooling_registry().all())
+  for (const auto& [name, variant] : pooling_registry().all()) {
+    if (!runs_by_name(variant)) continue;
     for (const auto& value : option_combinations(variant, {{"base", {20.0, 2.0}}, {"seed", {1}}})) {
       const auto selection = pooling_registry().select(value);
       all.push_back({selection.variant, selection.options, value.dump(), variant.make(selection.options),
                      variant.reference(selection.options)});
     }
+  }
   return all;
 }
 

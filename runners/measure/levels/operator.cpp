@@ -40,7 +40,11 @@ void check(const Cell& cell, const Where& where) {
     if (shape.pooled_length > shape.length)
       where.fail(fmt::format("pooled_length: {} is out of range; allowed: 1 to source_length = {}", shape.pooled_length,
                              shape.length));
-    check_pooling_support(*pooling_registry().select(values.raw("pooling"), where).variant, shape, cell.device);
+    const auto& variant = *pooling_registry().select(values.raw("pooling"), where).variant;
+    check_pooling_support(variant, shape, cell.device);
+    if (!variant.capabilities.differentiable && values.text("pass") != "forward")
+      throw Unsupported(
+          fmt::format("pooling operator \"{}\" does not support the pass {}", variant.name, values.text("pass")));
     return;
   }
   if (asks_for_selection(cell)) where.fail("\"selection\" is measured of pooling operators only");
