@@ -61,11 +61,13 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 /// Runs the operator again, this time with gradients, so that only its inputs are kept between the passes.
 Gradients attend_backward(const at::Tensor& out_gradient, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const Optional& lengths, std::string_view name, std::string_view options, const Optional& seed) {
+  const auto instance = translated(true, [&] { return instances().get(name, options); });
+  TORCH_CHECK_VALUE(instance->variant->capabilities.differentiable, "attention operator \"", name,
+                    "\" is not differentiable");
   const RecordingGradients recording;
   std::vector<at::Tensor> inputs;
   for (const auto& input : {q, k, v}) inputs.push_back(input.detach().requires_grad_());
   const auto out = run(inputs[0], inputs[1], inputs[2], lengths, name, options, seed);
-  TORCH_CHECK_VALUE(out.requires_grad(), "attention operator \"", name, "\" is not differentiable");
   auto found = torch::autograd::grad({out}, inputs, {out_gradient}, std::nullopt, false, /*allow_unused=*/true);
   for (std::size_t i = 0; i < found.size(); ++i)
     found[i] =

@@ -53,10 +53,11 @@ Results pool(const at::Tensor& x, const at::Tensor& scores, std::int64_t k, cons
 Gradients pool_backward(const at::Tensor& values_gradient, const at::Tensor& scores_gradient, const at::Tensor& x,
                         const at::Tensor& scores, std::int64_t k, const Optional& lengths, std::string_view name,
                         std::string_view options, const Optional& seed) {
+  const auto instance = translated(true, [&] { return instances().get(name, options); });
+  TORCH_CHECK_VALUE(instance->variant->capabilities.differentiable, "pooling operator \"", name, "\" is not differentiable");
   const RecordingGradients recording;
   const std::vector<at::Tensor> inputs = {x.detach().requires_grad_(), scores.detach().requires_grad_()};
   const auto [values, kept, positions] = run(inputs[0], inputs[1], k, lengths, name, options, seed);
-  TORCH_CHECK_VALUE(values.requires_grad(), "pooling operator \"", name, "\" is not differentiable");
   torch::autograd::variable_list outputs = {values}, given = {values_gradient};
   if (kept.requires_grad()) {
     outputs.push_back(kept);

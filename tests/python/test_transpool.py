@@ -73,6 +73,21 @@ class Compile(unittest.TestCase):
             for a, b in zip(torch.autograd.grad(found, (x, scores)), torch.autograd.grad(expected, (x, scores))):
                 torch.testing.assert_close(a, b)
 
+    def test_both_passes_see_the_same_noise(self) -> None:
+        for variant in transpool.list_pooling():
+            if not (variant["capabilities"]["stochastic"] and variant["capabilities"]["differentiable"]):
+                continue
+            with self.subTest(variant["name"]):
+                x, scores = rows()
+
+                def values(x: torch.Tensor, scores: torch.Tensor, name: str = variant["name"]) -> torch.Tensor:
+                    return transpool.pool(x, scores, 4, name=name).values
+
+                first = torch.compile(values, fullgraph=True, backend="aot_eager")(x, scores)
+                # Values are linear in x at fixed noise, so that <gradient, x> gives them back.
+                gradient = torch.autograd.grad(first.sum(), x)[0]
+                torch.testing.assert_close((gradient * x).sum(), first.sum())
+
     def test_attend_is_one_graph(self) -> None:
         def attend(q: torch.Tensor) -> torch.Tensor:
             return transpool.attend(q, q, q, name="blockwise", chunk=4, causal=True).sin()
