@@ -70,10 +70,24 @@ function(transpool_library target)
 endfunction()
 
 function(transpool_without_tensors target)
+  transpool_matching_sources(${target} ${ARGN})
+  set_source_files_properties(${matching} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+endfunction()
+
+# transpool_quick_to_build(TARGET REGEX...): the sources that match run too seldom to be worth the optimiser's time.
+function(transpool_quick_to_build target)
+  transpool_matching_sources(${target} ${ARGN})
+  set_property(SOURCE ${matching} APPEND PROPERTY COMPILE_OPTIONS -O1)
+endfunction()
+
+# Sets `matching` to the target's sources that match any of the expressions.
+function(transpool_matching_sources target)
   get_target_property(sources ${target} SOURCES)
+  set(all "")
   foreach(regex ${ARGN})
-    set(matching ${sources})
-    list(FILTER matching INCLUDE REGEX "${regex}")
-    set_source_files_properties(${matching} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+    set(these ${sources})
+    list(FILTER these INCLUDE REGEX "${regex}")
+    list(APPEND all ${these})
   endforeach()
+  set(matching ${all} PARENT_SCOPE)
 endfunction()
