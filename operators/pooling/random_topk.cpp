@@ -1,3 +1,4 @@
+#include "operators/pooling/noise.h"
 #include "operators/pooling/pooling.h"
 #include "operators/pooling/selection.h"
 
@@ -6,47 +7,38 @@
 namespace transpool {
 namespace {
 
-/// A random number (B, n) for each row, uniform in [0, 1), float64. With a seed the same numbers each time on a device.
-at::Tensor row_keys(const at::Tensor& scores, std::optional<std::int64_t> seed) {
-  const auto options = scores.options().dtype(at::kDouble);
-  if (!seed) return at::rand(scores.sizes(), options);
-  auto generator = at::globalContext().defaultGenerator(scores.device()).clone();
-  generator.set_current_seed(static_cast<std::uint64_t>(*seed));
-  return at::rand(scores.sizes(), generator, options);
-}
-
-std::optional<std::int64_t> seed_of(const Options& options) {
-  if (!options.has("seed")) return std::nullopt;
-  return options.integer("seed");
+/// A random number (B, n) for each row, uniform in [0, 1), float64.
+at::Tensor row_keys(const at::Tensor& scores, const Options& options) {
+  return at::rand(scores.sizes(), noise_generator(options, scores.device()), scores.options().dtype(at::kDouble));
 }
 
 /// Keeps the rows of the k highest random numbers: every set of k valid rows is equally likely.
 class RandomTopk : public PoolingOperator {
  public:
-  explicit RandomTopk(const Options& options) : seed_(seed_of(options)) {}
+  explicit RandomTopk(const Options& options) : options_(options) {}
 
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
-    const auto positions = select_top_rows(row_keys(scores, seed_), k, lengths, /*keep_order=*/true);
+    const auto positions = select_top_rows(row_keys(scores, options_), k, lengths, /*keep_order=*/true);
     return {gather_rows(x, positions), gather_rows(nan_as_lowest(scores), positions).detach(), positions};
   }
 
   bool passes_score_gradient() const override { return false; }
 
  private:
-  std::optional<std::int64_t> seed_;
+  Options options_;
 };
 
 /// The same numbers, of which the valid ones are crossed out one by one from the highest down.
 class RandomTopkReference : public PoolingOperator {
  public:
-  explicit RandomTopkReference(const Options& options) : seed_(seed_of(options)) {}
+  explicit RandomTopkReference(const Options& options) : options_(options) {}
 
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
-    const auto keys = row_keys(scores, seed_).cpu();
+    const auto keys = row_keys(scores, options_).cpu();
     std::vector<at::Tensor> values, kept, positions;
     for (std::int64_t b = 0; b < x.size(0); ++b) {
       const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
@@ -72,7 +64,7 @@ class RandomTopkReference : public PoolingOperator {
   bool passes_score_gradient() const override { return false; }
 
  private:
-  std::optional<std::int64_t> seed_;
+  Options options_;
 };
 
 Cost random_topk_cost(const PoolingShape& shape, const Options&) {
@@ -91,11 +83,7 @@ const RegisterPooling registration({
     {.name = "random_topk",
      .description = "k random rows, whatever their scores, in source order",
      .source = "control",
-     .options = {{.name = "seed",
-                  .type = OptionType::integer,
-                  .meaning = "the same rows at each call; null draws anew",
-                  .minimum = 0,
-                  .optional = true}},
+     .options = {seed_option()},
      .capabilities = {.stochastic = true}},
     [](const Options& options) { return std::make_shared<RandomTopk>(options); },
     [](const Options& options) { return std::make_shared<RandomTopkReference>(options); },
