@@ -50,9 +50,11 @@ class SuccessiveHalving(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         positions = torch.arange(scores.shape[1], device=x.device).unsqueeze(0).expand_as(scores)
-        while scores.shape[1] > k:
-            x, scores, positions = halve(x, scores, positions, self.base, self.keep_order)
-        return x, scores, positions
+        # In float32 rounding changes who meets whom in later rounds; ours takes float64 for the scores as well.
+        field = scores.double()
+        while field.shape[1] > k:
+            x, field, positions = halve(x, field, positions, self.base, self.keep_order)
+        return x, field.to(scores.dtype), positions
 
 
 class ForOneLength(torch.nn.Module):
