@@ -64,7 +64,8 @@ void check_option(const OptionSpec& spec, const Json& value, const Where& where)
   if (value.is_null() && spec.optional) return;
   if (!has_type(spec.type, value))
     where.fail(fmt::format("{} is not allowed; allowed: {}", value.dump(), allowed_values(spec)));
-  if (spec.type == OptionType::choice && std::find(spec.choices.begin(), spec.choices.end(), value) == spec.choices.end())
+  if (spec.type == OptionType::choice &&
+      std::find(spec.choices.begin(), spec.choices.end(), value.get_ref<const std::string&>()) == spec.choices.end())
     where.fail(unknown_name_message("value of " + spec.name, value.get<std::string>(), spec.choices));
   if (!value.is_number()) return;
   const auto number = value.get<double>();

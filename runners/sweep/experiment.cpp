@@ -45,7 +45,8 @@ std::vector<std::string> read_measure(const Json& json, const std::string& level
   const Json given = json.contains("measure") ? json["measure"] : Json({"time", "memory", "flops"});
   if (!given.is_array() || given.empty()) where.fail("is not a list of measures; known: " + join(known));
   for (std::size_t i = 0; i < given.size(); ++i) {
-    if (!given[i].is_string() || std::find(known.begin(), known.end(), given[i]) == known.end())
+    if (!given[i].is_string() ||
+        std::find(known.begin(), known.end(), given[i].get_ref<const std::string&>()) == known.end())
       (where / i).fail(
           unknown_name_message("measure", given[i].is_string() ? given[i].get<std::string>() : given[i].dump(), known));
     if (given[i] == "rouge" && level != "quality") (where / i).fail("\"rouge\" is measured at level quality only");
