@@ -48,7 +48,7 @@ class CountingAllocator : public c10::Allocator {
   static void refuse_beyond_memory(std::size_t bytes) {
     constexpr std::size_t large = std::size_t{256} << 20;
     if (bytes < large) return;
-    void* probe = std::malloc(bytes);
+    void* volatile probe = std::malloc(bytes);  // volatile, since a compiler may leave out a block that nobody uses
     TORCH_CHECK_WITH(OutOfMemoryError, probe != nullptr, "out of memory: ", bytes, " bytes were asked for at once");
     std::free(probe);
   }
