@@ -23,9 +23,11 @@ struct Perturbation {
         keep_order(given.flag("keep_order")),
         options(given) {}
 
-  /// Standard normal noise (B, S, n) of one call.
+  /// Standard normal noise (B, S, n) of one call, the same numbers for scores of any dtype.
   at::Tensor draw(const at::Tensor& scores) const {
-    return at::randn({scores.size(0), samples, scores.size(1)}, noise_generator(options, scores.device()), scores.options());
+    return at::randn({scores.size(0), samples, scores.size(1)}, noise_generator(options, scores.device()),
+                     scores.options().dtype(at::kFloat))
+        .to(scores.scalar_type());
   }
 };
 
@@ -36,7 +38,9 @@ class PerturbedSelectionFunction : public torch::autograd::Function<PerturbedSel
   static Variable forward(AutogradContext* context, const at::Tensor& scores, const at::Tensor& noise, std::int64_t k,
                           const std::optional<at::Tensor>& lengths, double temperature, bool keep_order) {
     const auto batch = noise.size(0), samples = noise.size(1), n = noise.size(2);
-    const auto noisy = at::add(scores.unsqueeze(1), noise, temperature).view({batch * samples, n});
+    // In float64, so that no rounding decides who is selected.
+    const auto noisy =
+        at::add(scores.to(at::kDouble).unsqueeze(1), noise.to(at::kDouble), temperature).view({batch * samples, n});
     const auto sample_lengths = lengths ? std::optional(lengths->repeat_interleave(samples, 0)) : std::nullopt;
     const auto selected = select_top_rows(noisy, k, sample_lengths, keep_order).view({batch, samples, k});
     context->save_for_backward({selected, noise, lengths.value_or(at::Tensor())});
