@@ -174,6 +174,8 @@ std::string identity(const Cell& cell) {
   if (!std::binary_search(measure.begin(), measure.end(), "selection"))
     for (const auto& item : cell.values.json().items())
       if (item.key().starts_with("selection.")) full["values"].erase(item.key());
+  // Nor does an option that is younger than records, where it is off.
+  if (!cell.values.json().value("timing.graph", true)) full["values"].erase("timing.graph");
   full["measure"] = measure;
   // Sorted keys, so that the order in which an experiment writes them does not matter.
   return c10::sha1(nlohmann::json::parse(full.dump()).dump()).str().substr(0, 16);
