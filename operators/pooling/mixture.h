@@ -19,8 +19,8 @@ at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Ten
 /// NaN nor infinities leak. weights (B, k, n), dtype of the scores, must be finite everywhere and 0 in padded columns of
 /// batch rows that have any valid row. The product is taken in x's dtype. Output rows past min(k, length) become 0 with
 /// score 0 and position -1, and pass no gradient. `leaders` (B, k) int64: the row of largest weight where the operator knows
-/// it from its logits, which tie less often than rounded weights; absent, it is looked up in the weights, ties to the lower
-/// position.
+/// it from its logits, which tie less often than rounded weights; absent, it is looked up in the weights; where they
+/// tie up to rounding, the lower position leads.
 Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights,
                 const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& leaders = std::nullopt);
 
