@@ -8,16 +8,16 @@ namespace {
 
 at::Tensor padded_positions(const at::Tensor& lengths, std::int64_t n) { return valid_positions(lengths, n).logical_not_(); }
 
-/// (B, k): the first column whose weight is the largest of its row up to rounding.
-at::Tensor leading_rows(const at::Tensor& weights) {
-  const double rounding = weights.scalar_type() == at::kDouble ? 1e-12 : 1e-5;
-  return (weights >= weights.amax(2, /*keepdim=*/true) * (1 - rounding)).to(at::kByte).argmax(2);
-}
-
 /// Far under every logit, yet finite: a softmax over padded columns alone is no NaN.
 constexpr double masked_logit = -1e37;
 
 }  // namespace
+
+at::Tensor leading_rows(const at::Tensor& weights) {
+  const auto given = weights.detach();
+  const double rounding = weights.scalar_type() == at::kDouble ? 1e-12 : 1e-6;
+  return (given >= given.amax(-1, /*keepdim=*/true) * (1 - rounding)).to(at::kByte).argmax(-1);
+}
 
 at::Tensor clean_scores(const at::Tensor& scores, const std::optional<at::Tensor>& lengths) {
   const auto bounded = bounded_scores(scores);
@@ -43,7 +43,7 @@ Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor&
   Pooled pooled;
   pooled.values = at::bmm(weights.to(x.scalar_type()), rows);
   pooled.scores = at::bmm(weights, clean_scores(scores, lengths).unsqueeze(2)).squeeze(2);
-  pooled.positions = leaders ? *leaders : leading_rows(weights.detach());
+  pooled.positions = leaders ? *leaders : leading_rows(weights);
   if (!lengths) return pooled;
   const auto absent = padded_positions(*lengths, k);
   pooled.values = pooled.values.masked_fill(absent.unsqueeze(2), 0);

@@ -14,13 +14,17 @@ at::Tensor clean_scores(const at::Tensor& scores, const std::optional<at::Tensor
 at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Tensor>& lengths,
                            const std::optional<at::Tensor>& excluded = std::nullopt);
 
+/// weights (..., n) -> (...) int64: the first row whose weight is the largest up to rounding, since equal scores weigh
+/// equally, but by different sums.
+at::Tensor leading_rows(const at::Tensor& weights);
+
 /// k mixtures of the n rows: values = weights x, scores = weights s, positions = the row of largest weight.
 /// x (B, n, d) and scores (B, n) as the operator got them: padded rows are zeroed here and scores bounded, so that neither
 /// NaN nor infinities leak. weights (B, k, n), dtype of the scores, must be finite everywhere and 0 in padded columns of
 /// batch rows that have any valid row. The product is taken in x's dtype. Output rows past min(k, length) become 0 with
 /// score 0 and position -1, and pass no gradient. `leaders` (B, k) int64: the row of largest weight where the operator knows
-/// it from its logits, which tie less often than rounded weights; absent, it is looked up in the weights; where they
-/// tie up to rounding, the lower position leads.
+/// it from its logits, which tie less often than rounded weights; absent, they are
+/// `leading_rows(weights)`.
 Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights,
                 const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& leaders = std::nullopt);
 

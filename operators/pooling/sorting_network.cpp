@@ -151,13 +151,6 @@ class ScoreNetwork {
   double temperature_;
 };
 
-/// The first row within rounding of the largest weight: equal scores weigh equally, but by different sums.
-at::Tensor leading_rows(const at::Tensor& weights) {
-  const auto largest = weights.detach().amax(-1, /*keepdim=*/true);
-  const double rounding = weights.scalar_type() == at::kDouble ? 1e-13 : 1e-6;
-  return (weights.detach() >= largest * (1 - rounding)).to(at::kByte).argmax(-1);
-}
-
 bool is_cauchy(const Options& options) { return options.text("distribution") == "cauchy"; }
 
 class SortingNetwork : public PoolingOperator {
@@ -177,7 +170,7 @@ class SortingNetwork : public PoolingOperator {
     // In float64: each stage divides the differences of the last one's scores by the temperature.
     const auto keeps = network_.keeps(at::constant_pad_nd(clean.to(at::kDouble), {0, wires - n}), padded);
     const auto weights = NetworkRowsFunction::apply(keeps.to(scores.scalar_type()), k).narrow(2, 0, n);
-    return mix_rows(x, scores, weights, lengths, leading_rows(weights));
+    return mix_rows(x, scores, weights, lengths);
   }
 
  private:
