@@ -43,25 +43,10 @@ class StridedMaxReference : public PoolingOperator {
  public:
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
-    std::vector<at::Tensor> values, kept;
-    auto positions = at::full({x.size(0), k}, -1, scores.options().dtype(at::kLong));
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      for (std::int64_t i = 0; i < k; ++i) {
-        if (i >= valid) {
-          values.push_back(at::zeros({x.size(2)}, x.options()));
-          kept.push_back(at::zeros({}, scores.options()));
-          continue;
-        }
-        const auto [begin, end] = strided_window(i, valid, std::min(k, valid));
-        const auto [maxima, winners] = x[b].slice(0, begin, end).max(0);
-        values.push_back(maxima);
-        kept.push_back(nan_as_lowest(scores[b].detach()).slice(0, begin, end).max());
-        positions[b][i] = begin + most_frequent(winners);
-      }
-    }
-    return {at::stack(values).view({x.size(0), k, x.size(2)}), at::stack(kept).view({x.size(0), k}), positions};
+    return pool_window_by_window(x, scores, k, lengths, [](const at::Tensor& rows, const at::Tensor& window_scores) {
+      const auto [maxima, winners] = rows.max(0);
+      return WindowResult{maxima, nan_as_lowest(window_scores).max(), most_frequent(winners)};
+    });
   }
 
   bool passes_score_gradient() const override { return false; }

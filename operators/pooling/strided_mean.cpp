@@ -3,8 +3,6 @@
 #include "operators/pooling/strided_windows.h"
 #include "operators/pooling/weighted_gather.h"
 
-#include <algorithm>
-
 namespace transpool {
 namespace {
 
@@ -32,24 +30,9 @@ class StridedMeanReference : public PoolingOperator {
  public:
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
-    std::vector<at::Tensor> values, kept;
-    auto positions = at::full({x.size(0), k}, -1, scores.options().dtype(at::kLong));
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      for (std::int64_t i = 0; i < k; ++i) {
-        if (i >= valid) {
-          values.push_back(at::zeros({x.size(2)}, x.options()));
-          kept.push_back(at::zeros({}, scores.options()));
-          continue;
-        }
-        const auto [begin, end] = strided_window(i, valid, std::min(k, valid));
-        values.push_back(x[b].slice(0, begin, end).mean(0));
-        kept.push_back(bounded_scores(scores[b].detach()).slice(0, begin, end).mean());
-        positions[b][i] = begin;
-      }
-    }
-    return {at::stack(values).view({x.size(0), k, x.size(2)}), at::stack(kept).view({x.size(0), k}), positions};
+    return pool_window_by_window(x, scores, k, lengths, [](const at::Tensor& rows, const at::Tensor& window_scores) {
+      return WindowResult{rows.mean(0), bounded_scores(window_scores).mean(), 0};
+    });
   }
 
   bool passes_score_gradient() const override { return false; }
