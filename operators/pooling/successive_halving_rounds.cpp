@@ -114,13 +114,20 @@ Cost rounds_cost(const PoolingShape& shape, const Options&) {
   return cost;
 }
 
+std::shared_ptr<const PoolingOperator> one_pass_reference(const Options& options) {
+  Json value = options.json();
+  value["name"] = "successive_halving";
+  const auto selection = pooling_registry().select(value);
+  return selection.variant->make(selection.options);
+}
+
 const RegisterPooling registration({
     {.name = "successive_halving_rounds",
      .description = "Successive Halving as in the paper: round by round on whole rows, one batch row at a time",
      .source = "arXiv 2010.15552, algorithm 1",
      .options = tournament_option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalvingRounds>(options); },
-    [](const Options& options) { return pooling_registry().find("successive_halving").make(options); },
+    one_pass_reference,
     rounds_cost,
 });
 

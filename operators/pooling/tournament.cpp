@@ -208,10 +208,19 @@ std::int64_t tournament_rounds(std::int64_t n, std::int64_t k) {
 
 Tournament run_tournament(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           const TournamentOptions& options) {
-  if (const auto done = run_tournament_kernel(scores, k, lengths, options)) return *done;
   auto parts =
       TournamentFunction::apply(nan_as_lowest(scores), k, lengths, options.base, options.mirror, options.keep_order);
   return {parts[0], parts[1], parts[2], parts[3]};
+}
+
+at::Tensor worthwhile_weights(const at::Tensor& weights, double epsilon) {
+  auto least = at::full({weights.size(0), weights.size(1), 1}, epsilon, weights.options());
+  // Below epsilon / fan_in they sum to less than epsilon whatever they are.
+  for (std::int64_t reach = 1; reach < weights.size(2); reach *= 2) {
+    const auto left_out = weights.masked_fill(weights >= least, 0).sum(2, /*keepdim=*/true);
+    least = at::where(left_out <= epsilon, least, least / 2);
+  }
+  return weights >= least;
 }
 
 std::vector<OptionSpec> tournament_option_specs() {

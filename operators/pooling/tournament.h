@@ -29,9 +29,10 @@ struct Tournament {
 Tournament run_tournament(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           const TournamentOptions& options);
 
-/// The same by a kernel of our own; nothing where this build has none for the scores' device, or none for so many rows.
-std::optional<Tournament> run_tournament_kernel(const at::Tensor& scores, std::int64_t k,
-                                                const std::optional<at::Tensor>& lengths, const TournamentOptions& options);
+/// Which of an output's weights (B, k, fan_in) are worth reading a row for, as (B, k, fan_in) bool: those not below the
+/// largest of epsilon, epsilon / 2, epsilon / 4, ... below which they sum to no more than epsilon. Leaving the others out
+/// moves an output by at most epsilon times the largest element of x. All where epsilon is 0.
+at::Tensor worthwhile_weights(const at::Tensor& weights, double epsilon);
 
 /// `base`, `mirror` and `keep_order` as options of a variant.
 std::vector<OptionSpec> tournament_option_specs();

@@ -1,7 +1,6 @@
 // ctest-labels: gpu
 #include "operators/attention/attention.h"
 #include "operators/pooling/pooling.h"
-#include "operators/pooling/tournament.h"
 #include "tests/operators/gradcheck.h"
 #include "tests/operators/variants.h"
 
@@ -105,20 +104,28 @@ TEST_F(Cuda, EveryAttentionVariantGivesWhatItGivesOnTheCpu) {
   }
 }
 
-struct TournamentResult {
-  Tournament tournament;
-  at::Tensor gradient;
+struct Halved {
+  Pooled pooled;
+  at::Tensor x_gradient, score_gradient;
 };
 
-TournamentResult play(const at::Tensor& scores, std::int64_t k, const Lengths& lengths, const TournamentOptions& options,
-                      const at::Tensor& weight_factor, const at::Tensor& score_factor) {
-  const auto leaf = scores.detach().requires_grad_();
-  const auto t = run_tournament(leaf, k, lengths, options);
-  const auto loss = (t.weights * weight_factor).sum() + (t.scores.nan_to_num(0, 0, 0) * score_factor).sum();
-  return {t, torch::autograd::grad({loss}, {leaf}).front()};
+Halved halve(const PoolingOperator& op, const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+             const Lengths& lengths, const at::Tensor& value_factor, const at::Tensor& score_factor) {
+  const auto in = x.detach().requires_grad_(), s = scores.detach().requires_grad_();
+  const auto pooled = op.forward(in, s, k, lengths);
+  const auto loss = (pooled.values * value_factor).sum() + (pooled.scores.nan_to_num(0, 0, 0) * score_factor).sum();
+  const auto gradients = torch::autograd::grad({loss}, {in, s});
+  return {pooled, gradients[0], gradients[1]};
 }
 
-TEST_F(Cuda, TournamentKernelPlaysTheTournamentOfTheCpu) {
+std::shared_ptr<const PoolingOperator> halving(const Json& options = Json::object()) {
+  Json value = {{"name", "successive_halving"}};
+  value.update(options);
+  const auto selection = pooling_registry().select(value);
+  return selection.variant->make(selection.options);
+}
+
+TEST_F(Cuda, SuccessiveHalvingKernelsPlayTheTournamentOfTheCpu) {
   for (const Sizes& s : {Sizes{3, 16, 4},
                          {1, 1, 1},
                          {2, 17, 17},
@@ -129,41 +136,80 @@ TEST_F(Cuda, TournamentKernelPlaysTheTournamentOfTheCpu) {
                          {2, 8192, 512},
                          {2, 16384, 1000},
                          {1, 30000, 7},
-                         {1, 65536, 4096}})
+                         {1, 65536, 4096},
+                         {1, 70000, 4096}})
     for (const auto& kind : {"distinct", "ties", "infinite"})
       for (const bool mirror : {true, false})
         for (const bool keep_order : {true, false})
           for (const auto& lengths : lengths_to_try(s)) {
             SCOPED_TRACE("n " + std::to_string(s.n) + " k " + std::to_string(s.k) + " " + kind + (mirror ? " mirror" : "") +
                          (keep_order ? " keep_order" : "") + (lengths ? " lengths" : ""));
-            const TournamentOptions options{20, mirror, keep_order};
+            const auto op = halving({{"mirror", mirror}, {"keep_order", keep_order}});
             const auto scores = draw_scores(kind, s.batch, s.n).to(at::kFloat);
-            const std::int64_t fan_in = std::int64_t{1} << tournament_rounds(s.n, s.k);
-            const auto weight_factor = at::randn({s.batch, s.k, fan_in}, at::kDouble);
-            const auto score_factor = at::randn({s.batch, s.k}, at::kDouble);
-            const auto host = play(scores, s.k, lengths, options, weight_factor, score_factor);
+            const auto x = at::randn({s.batch, s.n, 12});
+            const auto value_factor = at::randn({s.batch, s.k, 12});
+            const auto score_factor = at::randn({s.batch, s.k});
+            const auto host = halve(*op, x, scores, s.k, lengths, value_factor, score_factor);
             const auto device =
-                play(on_cuda(scores), s.k, on_cuda(lengths), options, on_cuda(weight_factor), on_cuda(score_factor));
-            EXPECT_TRUE(at::equal(device.tournament.rows.cpu(), host.tournament.rows));
-            EXPECT_TRUE(at::equal(device.tournament.positions.cpu(), host.tournament.positions));
-            EXPECT_TRUE(close(device.tournament.weights.cpu(), host.tournament.weights, 1e-11, 1e-13));
-            EXPECT_TRUE(close(device.tournament.scores.cpu(), host.tournament.scores, 1e-11, 1e-13));
-            EXPECT_TRUE(close(device.gradient.cpu(), host.gradient, 1e-5, 1e-6));
+                halve(*op, on_cuda(x), on_cuda(scores), s.k, on_cuda(lengths), on_cuda(value_factor), on_cuda(score_factor));
+            EXPECT_TRUE(at::equal(device.pooled.positions.cpu(), host.pooled.positions));
+            EXPECT_TRUE(close(device.pooled.scores.cpu(), host.pooled.scores, 1e-6, 1e-7));
+            EXPECT_TRUE(close(device.pooled.values.cpu(), host.pooled.values, 1e-5, 1e-5));
+            EXPECT_TRUE(close(device.x_gradient.cpu(), host.x_gradient, 1e-5, 1e-6));
+            EXPECT_TRUE(close(device.score_gradient.cpu(), host.score_gradient, 1e-4, 1e-4));
             if (HasFailure()) return;
           }
 }
 
-TEST_F(Cuda, TournamentKernelIsBitIdenticalOverManyRuns) {
-  const auto scores = at::rand({8, 8192}, at::TensorOptions().device(at::kCUDA));
-  const auto weight_factor = at::randn({8, 512, 16}, scores.options().dtype(at::kDouble));
-  const auto score_factor = at::randn({8, 512}, scores.options().dtype(at::kDouble));
-  const auto first = play(scores, 512, std::nullopt, {}, weight_factor, score_factor);
+TEST_F(Cuda, RowsOfNegligibleWeightNeitherCountNorAreRead) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16})
+    for (const auto& [skip, epsilon] : std::vector<std::pair<std::string, double>>{{"auto", 0.0}, {"epsilon", 0.05}}) {
+      SCOPED_TRACE(skip + " " + dtype_name(dtype));
+      const auto all = halving(), some = halving({{"skip", skip}, {"epsilon", epsilon}});
+      const double bound = skip == "epsilon" ? epsilon : dtype == at::kFloat ? 0x1p-25 : 0x1p-9;
+      // Adversarial: a fan-in of 64 rows of about the same negligible weight, and x at its bound with one sign.
+      for (const auto& scores :
+           {at::rand({2, 4096}), at::linspace(0, 1, 8192).view({2, 4096}), at::randn({2, 4096}) * 0.01}) {
+        const auto x = at::ones({2, 4096, 16}).to(dtype);
+        const auto factor = at::randn({2, 64, 16}).to(dtype), score_factor = at::zeros({2, 64});
+        const auto host = halve(*some, x, scores, 64, {}, factor, score_factor);
+        const auto device = halve(*some, on_cuda(x), on_cuda(scores), 64, {}, on_cuda(factor), on_cuda(score_factor));
+        const auto whole = halve(*all, on_cuda(x), on_cuda(scores), 64, {}, on_cuda(factor), on_cuda(score_factor));
+        const auto error = (device.pooled.values - whole.pooled.values).to(at::kDouble).abs().max().item<double>();
+        EXPECT_LE(error, bound + (dtype == at::kFloat ? 1e-6 : 0x1p-8));
+        EXPECT_TRUE(close(device.pooled.values.cpu(), host.pooled.values, 1e-5, dtype == at::kFloat ? 1e-5 : 1e-2));
+        EXPECT_TRUE(close(device.x_gradient.cpu(), host.x_gradient, 1e-2, 1e-2));
+        EXPECT_TRUE(at::equal(device.pooled.positions, whole.pooled.positions));
+      }
+      // Rows that are left out may hold anything: where one row of a pair has all the weight, NaN in the other stays there.
+      auto x = at::zeros({1, 64, 4}, at::TensorOptions().dtype(dtype).device(at::kCUDA));
+      x.narrow(1, 32, 32).fill_(std::nan(""));
+      auto scores = at::ones({1, 64}, x.options().dtype(at::kFloat)) * 3;
+      scores.narrow(1, 32, 32).fill_(0);
+      EXPECT_TRUE(finite(some->forward(x, scores, 32, {}).values));
+    }
+}
+
+TEST_F(Cuda, SuccessiveHalvingIsBitIdenticalOverManyRunsAndStreams) {
+  const auto options = at::TensorOptions().device(at::kCUDA);
+  const auto x = at::randn({8, 8192, 64}, options), scores = at::rand({8, 8192}, options);
+  const auto value_factor = at::randn({8, 512, 64}, options), score_factor = at::randn({8, 512}, options);
+  const auto op = halving();
+  const auto first = halve(*op, x, scores, 512, std::nullopt, value_factor, score_factor);
+  const c10::impl::VirtualGuardImpl devices(at::kCUDA);
+  const auto home = devices.getStream(x.device());
   for (int run = 0; run < 100; ++run) {
-    const auto again = play(scores, 512, std::nullopt, {}, weight_factor, score_factor);
-    ASSERT_TRUE(at::equal(again.tournament.rows, first.tournament.rows));
-    ASSERT_TRUE(at::equal(again.tournament.weights, first.tournament.weights));
-    ASSERT_TRUE(at::equal(again.gradient, first.gradient));
+    if (run % 10 == 9) {
+      devices.synchronizeStream(home);
+      devices.exchangeStream(devices.getStreamFromGlobalPool(x.device()));
+    }
+    const auto again = halve(*op, x, scores, 512, std::nullopt, value_factor, score_factor);
+    ASSERT_TRUE(at::equal(again.pooled.values, first.pooled.values));
+    ASSERT_TRUE(at::equal(again.pooled.positions, first.pooled.positions));
+    ASSERT_TRUE(at::equal(again.x_gradient, first.x_gradient));
+    ASSERT_TRUE(at::equal(again.score_gradient, first.score_gradient));
   }
+  devices.exchangeStream(home);
 }
 
 TEST_F(Cuda, GradientsOfSuccessiveHalvingMatchFiniteDifferences) {

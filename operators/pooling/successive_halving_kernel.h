@@ -1,0 +1,18 @@
+#pragma once
+
+#include "operators/pooling/pooling.h"
+#include "operators/pooling/tournament.h"
+
+namespace transpool {
+
+/// Whether kernels of our own run Successive Halving over `length` rows on that device in this build: a tournament on the
+/// scores and a gather, and one kernel backward. Everything else is composed (see run_tournament and weighted_gather).
+bool has_successive_halving_kernel(const at::Device& device, std::int64_t length, std::int64_t k);
+
+/// The operator by these kernels; x and scores as PoolingOperator::forward takes them. Weights of an output that sum to no
+/// more than `epsilon` are left out, and their rows not read (see keep_weights). Differentiable in x and scores.
+/// Dispatched as `transpool::successive_halving` and `transpool::successive_halving_backward`.
+Pooled successive_halving_kernel(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                                 const std::optional<at::Tensor>& lengths, const TournamentOptions& options, double epsilon);
+
+}  // namespace transpool
