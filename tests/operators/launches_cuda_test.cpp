@@ -1,6 +1,8 @@
 // ctest-labels: gpu
 #include "operators/registry.h"
 #include "runners/measure/cuda_graph.h"
+#include "runners/measure/level.h"
+#include "runners/measure/memory.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -57,6 +59,55 @@ TEST_F(LaunchesCuda, CountingDrawsNoNumbersOfTheCallers) {
   EXPECT_EQ(found.reason, "");
   EXPECT_GE(found.kernels, 1);
   EXPECT_TRUE(at::equal(at::rand({100}, device_), expected));
+}
+
+TEST_F(LaunchesCuda, TheWorkspaceIsWhatIsNeitherInputNorResult) {
+  const auto use = measure_memory(
+      [&] {
+        const auto scratch = at::empty({3 << 20}, at::TensorOptions().device(device_).dtype(at::kByte));
+        return std::vector{at::empty({1 << 20}, scratch.options())};
+      },
+      device_);
+  EXPECT_EQ(use.delta, 4 << 20);
+  EXPECT_EQ(use.workspace, 3 << 20);
+}
+
+Record measured(const std::string& level, const Json& fixed, const std::vector<std::string>& measure) {
+  Json values = {{"batch", 2}, {"source_length", 2048}, {"pooled_length", 128}, {"width", 64}, {"timing.max_samples", 20}};
+  values.update(fixed);
+  const auto experiment = experiment_from_json(
+      {{"name", "launches"}, {"level", level}, {"measure", measure}, {"fixed", values}}, "launches.json", "cuda");
+  return measure_cell(experiment.cells.front());
+}
+
+TEST_F(LaunchesCuda, RecordsOfOperatorsHoldLaunchesWorkspaceBackendAndTheShareOfTheirBound) {
+  for (const auto* kind : {"pooling", "attention"})
+    for (const auto* pass : {"forward", "forward+backward"}) {
+      const auto record =
+          measured("operator", {{"operator", kind}, {"pass", pass}}, {"time", "memory", "flops", "roofline"});
+      ASSERT_EQ(record.status, Status::ok) << record.reason;
+      for (const auto* name : {"kernel_launches", "memory_launches", "workspace", "bound_share"})
+        ASSERT_NE(find_summary(record, name), nullptr) << name;
+      EXPECT_GE(find_summary(record, "kernel_launches")->value, 1) << record.details["launches"];
+      EXPECT_GE(find_summary(record, "workspace")->value, 0);
+      EXPECT_GT(find_summary(record, "bound_share")->value, 0);
+      EXPECT_LE(find_summary(record, "bound_share")->value, 110) << record.details["roofline"];
+      EXPECT_TRUE(record.details["backend"][kind].is_string());
+    }
+}
+
+TEST_F(LaunchesCuda, RecordsOfLayersHoldLaunches) {
+  const auto record = measured("layer", {{"heads", 2}, {"pass", "forward"}}, {"memory"});
+  ASSERT_EQ(record.status, Status::ok) << record.reason;
+  ASSERT_NE(find_summary(record, "kernel_launches"), nullptr);
+  EXPECT_GE(find_summary(record, "kernel_launches")->value, 5) << record.details["launches"];
+}
+
+TEST_F(LaunchesCuda, ABackendThatWouldNotRunIsUnsupported) {
+  EXPECT_EQ(measured("operator", {{"pooling", "successive_halving"}, {"backend", "cuda"}}, {"memory"}).status, Status::ok);
+  const auto refused = measured("operator", {{"pooling", "first_k"}, {"backend", "cuda"}}, {"memory"});
+  EXPECT_EQ(refused.status, Status::unsupported);
+  EXPECT_THAT(refused.reason, HasSubstr("on cuda; asked for: \"cuda\""));
 }
 
 }  // namespace
