@@ -95,9 +95,10 @@ def attention_form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def chunked(attention: Callable[[Tensor, Tensor, Tensor], Tensor], chunk: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Attention within chunks, which become batch rows by a reshape: a view where q, k, v are views of (B, n, h, e)."""
+    """Attention within chunks, which become batch rows by a reshape: a view where q, k, v are views of (B, n, h, e). What is
+    left of a length that the chunk does not divide is a call of its own."""
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, heads, n, width = q.shape
 
         def split(t: Tensor) -> Tensor:
@@ -105,6 +106,14 @@ def chunked(attention: Callable[[Tensor, Tensor, Tensor], Tensor], chunk: int) -
 
         out = attention(split(q), split(k), split(v))
         return out.transpose(1, 2).reshape(batch, n, heads, width).transpose(1, 2)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = q.shape[2]
+        rest = n % chunk
+        if rest == 0:
+            return whole(q, k, v)
+        tail = attention(*(t[:, :, n - rest :] for t in (q, k, v)))
+        return tail if rest == n else torch.cat([whole(*(t[:, :, : n - rest] for t in (q, k, v))), tail], 2)
 
     return call
 

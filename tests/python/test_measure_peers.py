@@ -118,6 +118,17 @@ class Forms(unittest.TestCase):
         same = torch_peers.successive_halving_form(x, scores, 11, 20.0, True)
         torch.testing.assert_close(same, x)
 
+    def test_chunks_see_only_themselves_and_a_shorter_last_one_is_a_chunk(self) -> None:
+        torch.manual_seed(1)
+        q, k, v = (torch.randn(2, 11, 3, 4, dtype=torch.float64).transpose(1, 2) for _ in range(3))
+        found = torch_peers.chunked(torch_peers.attention_form, 4)(q, k, v)
+        for begin in (0, 4, 8):
+            part = slice(begin, min(begin + 4, 11))
+            expected = torch.nn.functional.scaled_dot_product_attention(q[:, :, part], k[:, :, part], v[:, :, part])
+            torch.testing.assert_close(found[:, :, part], expected)
+        short = torch_peers.chunked(torch_peers.attention_form, 16)(q, k, v)
+        torch.testing.assert_close(short, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
     def test_the_median_and_its_interval_are_order_statistics(self) -> None:
         self.assertEqual(measure_peers.median_of([3.0, 1.0, 2.0]), (2.0, 1.0, 3.0))
         middle, low, high = measure_peers.median_of([float(i) for i in range(100)])
