@@ -4,6 +4,7 @@
 #include "runners/measure/device.h"
 
 #ifdef TRANSPOOL_CUDA
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -31,13 +32,17 @@ class LentGenerator {
   at::Generator generator_, before_;
 };
 
-/// Takes the stream out of a capture that did not come to its end, and the allocator out of the graph's pool.
+/// Takes the stream out of a capture that did not come to its end, and both allocators out of the graph's pool: they ask the
+/// graph which streams it captures, and it is about to go.
 void abandon_capture(const c10::cuda::CUDAStream& stream, const at::Device& device, c10::MempoolId_t pool) {
   cudaGraph_t graph = nullptr;
   if (cudaStreamEndCapture(stream.stream(), &graph) == cudaSuccess && graph != nullptr) cudaGraphDestroy(graph);
   (void)cudaGetLastError();  // what the failed calls left behind must not fail the next launch
   c10::cuda::CUDACachingAllocator::endAllocateToPool(device.index(), pool);
   c10::cuda::CUDACachingAllocator::releasePool(device.index(), pool);
+  auto* const pinned = at::getHostAllocator(at::kCUDA);
+  pinned->end_allocate_to_pool(pool);
+  pinned->release_pool(pool);
 }
 
 void add_nodes(cudaGraph_t graph, Launches& found) {

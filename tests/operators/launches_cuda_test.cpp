@@ -47,6 +47,8 @@ TEST_F(LaunchesCuda, APassThatWaitsForTheDeviceHasAReasonAndSpoilsNothing) {
     EXPECT_THAT(found.reason, HasSubstr("cannot be captured"));
     EXPECT_EQ(found.kernels, 0);
     EXPECT_TRUE(at::rand({1 << 20}, device_).sum().item<float>() > 0);
+    EXPECT_TRUE(
+        at::ones({1 << 20}, at::TensorOptions().pinned_memory(true)).to(device_, /*non_blocking=*/true).all().item<bool>());
     EXPECT_EQ(count_launches([&] { a.add_(1); }, device_).kernels, 1);
   }
 }
