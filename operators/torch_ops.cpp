@@ -1,5 +1,8 @@
 #include "operators/torch_ops.h"
 
+#include "operators/attention/attention.h"
+#include "operators/pooling/pooling.h"
+
 #include <ATen/Functions.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <fmt/format.h>
@@ -29,7 +32,27 @@ std::string variants(std::string_view kind) {
   });
 }
 
-TORCH_LIBRARY_FRAGMENT(transpool, library) { library.def("variants(str kind) -> str", variants); }
+template <class Variant>
+std::string backend_of(const Registry<Variant>& registry, const Json& value, const at::Device& device) {
+  const auto selection = registry.select(value, Where("options"));
+  return selection.variant->make(selection.options)->backend(device);
+}
+
+/// What runs a variant on that device: "cuda", "aten", "cpu", as records name it.
+std::string backend(std::string_view kind, std::string_view name, std::string_view options, at::Device device) {
+  return translated(true, [&] {
+    Json value = options_from_text(options);
+    value["name"] = std::string(name);
+    if (kind == pooling_registry().kind()) return backend_of(pooling_registry(), value, device);
+    if (kind == attention_registry().kind()) return backend_of(attention_registry(), value, device);
+    throw UsageError(unknown_name_message("kind", kind, {pooling_registry().kind(), attention_registry().kind()}));
+  });
+}
+
+TORCH_LIBRARY_FRAGMENT(transpool, library) {
+  library.def("variants(str kind) -> str", variants);
+  library.def("backend(str kind, str name, str options, Device device) -> str", backend);
+}
 
 }  // namespace
 

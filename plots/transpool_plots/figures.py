@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
-from . import bars, lines, marks, pareto, style
+from . import bars, lines, marks, pareto, roofline, style
 from .cells import Sweep
 from .display import Quantity, words
 
@@ -81,11 +81,21 @@ def _against_axes(sweep: Sweep, looks: dict[str, style.Look]) -> Iterator[Drawin
 
 def _against_time(sweep: Sweep, looks: dict[str, style.Look]) -> Iterator[Drawing]:
     cost = next((metric for metric in sweep.metrics if metric.quantity is Quantity.TIME), None)
-    scores = [metric for metric in sweep.metrics if metric.quantity is Quantity.OTHER and metric.higher_is_better]
+    # A share of the bound is made of the time: it is no quality that time is spent on.
+    scores = [metric for metric in sweep.metrics
+              if metric.quantity is Quantity.OTHER and metric.higher_is_better and metric.name != "bound_share"]
     if cost is None or not scores or len(pareto.points_of(sweep, cost, scores[0])) < 2:
         return
     caption = f"{marks.sentence(words(scores[0].name))} against {words(cost.name)}, with the Pareto front"
     yield _finish(f"{sweep.name}-{scores[0].name}-against-{cost.name}", caption, pareto.draw(sweep, cost, scores[0], looks))
+
+
+def _under_roofline(sweep: Sweep, looks: dict[str, style.Look]) -> Iterator[Drawing]:
+    metric = roofline.time_of(sweep)
+    points = roofline.points_of(sweep, metric) if metric is not None else []
+    if points:
+        caption = "Roofline: what each record achieved, under the copy bandwidth and matrix product measured in its run"
+        yield _finish(f"{sweep.name}-roofline", caption, roofline.draw(sweep, metric, points, looks))
 
 
 def draw_sweep(sweep: Sweep) -> list[Drawing]:
@@ -97,7 +107,7 @@ def draw_sweep(sweep: Sweep) -> list[Drawing]:
     if not sweep.numeric_axes:
         caption = "All variants side by side: " + ", ".join(words(metric.name) for metric in bars.metrics_of(sweep))
         drawings.append(_finish(f"{sweep.name}-variants", caption, bars.draw(sweep, looks)))
-    return drawings + list(_against_time(sweep, looks))
+    return drawings + list(_against_time(sweep, looks)) + list(_under_roofline(sweep, looks))
 
 
 def write(drawing: Drawing, folder: Path) -> list[Path]:

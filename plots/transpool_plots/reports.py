@@ -38,6 +38,8 @@ class Record:
     baseline: str
     environment: str
     summaries: dict[str, Summary]
+    configuration: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -94,6 +96,8 @@ def _record(data: Any, report: str, place: str) -> Record:
         baseline=data.get("baseline", ""),
         environment=data.get("environment", ""),
         summaries={summary.name: summary for summary in read},
+        configuration=data.get("configuration") or {},
+        details=data.get("details") or {},
     )
 
 

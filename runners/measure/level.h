@@ -4,17 +4,24 @@
 #include "runners/report/record.h"
 #include "runners/sweep/experiment.h"
 
+#include <ATen/core/Tensor.h>
+
 namespace transpool {
 
 /// One thing to measure: a pass that can be repeated, on inputs that can be redrawn.
 struct Workload {
-  std::string prefix;                  ///< before the names of its summaries: "", "train_", "inference_"
-  std::string what;                    ///< what one pass is, in words
-  std::function<void()> run;           ///< queues one pass; the caller synchronises
+  std::string prefix;         ///< before the names of its summaries: "", "train_", "inference_"
+  std::string what;           ///< what one pass is, in words
+  std::function<void()> run;  ///< queues one pass; the caller synchronises
+  /// One pass whose results are given back; may be empty. What has it gets `workspace`, and on CUDA its launches counted.
+  std::function<std::vector<at::Tensor>()> results;
   std::function<void()> redraw;        ///< new random inputs of the same shape
   std::function<std::string()> check;  ///< against the reference, on the current inputs: "" or what is wrong; may be empty
   Cost cost;
   bool backward = false;
+  at::ScalarType dtype = at::kFloat;  ///< of the rows
+  /// Bytes that one pass must move at least, for `roofline`: inputs once a direction, results and gradients once.
+  std::function<double(const Record&)> bytes;
 };
 
 /// A level of measuring. One lives in one file under levels/ and registers itself.

@@ -1,3 +1,4 @@
+#include "runners/measure/ceilings.h"
 #include "runners/measure/cuda_graph.h"
 #include "runners/measure/device.h"
 #include "runners/measure/flop_counter.h"
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <map>
 
 namespace transpool {
@@ -43,7 +45,13 @@ void measure_time(const Cell& cell, Workload& workload, const at::Device& device
 
 void measure_memory(Workload& workload, const at::Device& device, Record& record) {
   workload.run();
-  const auto use = transpool::measure_memory(workload.run, device);
+  const auto use = transpool::measure_memory(
+      [&] {
+        if (workload.results) return workload.results();
+        workload.run();
+        return std::vector<at::Tensor>();
+      },
+      device);
   constexpr double mib = 1024.0 * 1024.0;
   record.summaries.push_back({.name = workload.prefix + "peak_memory",
                               .unit = "MiB",
@@ -54,6 +62,58 @@ void measure_memory(Workload& workload, const at::Device& device, Record& record
                                                 {"delta_bytes", use.delta},
                                                 {"peak_reserved_bytes", use.peak_reserved},
                                                 {"peak_rss_bytes", use.peak_rss}};
+  if (!workload.results) return;
+  record.summaries.push_back({.name = workload.prefix + "workspace",
+                              .unit = "MiB",
+                              .value = use.workspace / mib,
+                              .statistic = "max",
+                              .meaning = "peak of allocated tensor bytes beyond inputs and results, " + workload.what});
+  record.details[workload.prefix + "memory"]["workspace_bytes"] = use.workspace;
+}
+
+/// How many kernels, and how many copies and fills, the device is given in one pass; null where it cannot be captured.
+void measure_launches(Workload& workload, const at::Device& device, Record& record) {
+  const auto found = count_launches([&] { workload.results(); }, device);
+  constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+  const bool counted = found.reason.empty();
+  const auto kernels = static_cast<double>(found.kernels);
+  const auto transfers = static_cast<double>(found.copies + found.fills);
+  record.summaries.push_back({.name = workload.prefix + "kernel_launches",
+                              .unit = "1",
+                              .value = counted ? kernels : unknown,
+                              .meaning = "kernels launched, " + workload.what});
+  record.summaries.push_back({.name = workload.prefix + "memory_launches",
+                              .unit = "1",
+                              .value = counted ? transfers : unknown,
+                              .meaning = "copies and fills launched beside kernels, " + workload.what});
+  record.details[workload.prefix + "launches"] =
+      counted ? Json{{"kernels", found.kernels}, {"copies", found.copies}, {"fills", found.fills}, {"others", found.others}}
+              : Json{{"reason", found.reason}};
+}
+
+/// The least time by what the machine was measured to reach, and the share of it that the median is.
+void measure_roofline(const Workload& workload, const at::Device& device, Record& record) {
+  const auto* time = find_summary(record, workload.prefix + "time");
+  const auto reached = measured_ceilings(device, workload.dtype);
+  const auto& cost = workload.cost;
+  const double flops = cost.flops + (workload.backward ? cost.backward_flops : 0);
+  const double bytes = workload.bytes(record);
+  const double copy = bytes / reached.copy_bytes_per_second * 1e3;
+  const double product = flops / reached.product_flops_per_second * 1e3;
+  const double bound = std::max(copy, product);
+  Summary share{.name = workload.prefix + "bound_share", .unit = "%", .value = 100 * bound / time->value};
+  share.higher_is_better = true;
+  share.interval = {100 * bound / time->interval->second, 100 * bound / time->interval->first};
+  for (const auto sample : time->samples) share.samples.push_back(100 * bound / sample);
+  share.statistic = "median";
+  share.meaning = "measured bound over time: bytes by the copy bandwidth or FLOPs by the matrix product, " + workload.what;
+  record.summaries.push_back(share);
+  record.details[workload.prefix + "roofline"] = {{"bytes", bytes},
+                                                  {"flops", flops},
+                                                  {"copy_bytes_per_second", reached.copy_bytes_per_second},
+                                                  {"product_flops_per_second", reached.product_flops_per_second},
+                                                  {"bound_ms", bound},
+                                                  {"bound_by", copy >= product ? "copy" : "matrix product"}};
 }
 
 /// Declared against observed, with the difference split by cause; what is left over is `unexplained`.
@@ -137,6 +197,8 @@ void measure_workload(const Cell& cell, Workload& workload, Record& record) {
   if (asks_for(cell, "time")) measure_time(cell, workload, device, record);
   if (asks_for(cell, "memory")) measure_memory(workload, device, record);
   if (asks_for(cell, "flops")) measure_flops(workload, record);
+  if (workload.results && device.is_cuda()) measure_launches(workload, device, record);
+  if (asks_for(cell, "roofline")) measure_roofline(workload, device, record);
 }
 
 Record measure_cell(const Cell& cell) {

@@ -56,27 +56,32 @@ class CountingAllocator : public c10::Allocator {
   c10::Allocator* inner_;
 };
 
-MemoryUse measure_cpu(const std::function<void()>& run) {
+using Run = std::function<std::vector<at::Tensor>()>;
+
+MemoryUse measure_cpu(const Run& run) {
   const auto before = allocated.load();
   peak = before;
-  run();
+  const auto results = run();
+  const auto highest = peak.load();
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  return {static_cast<double>(peak), static_cast<double>(peak - before), 0, static_cast<double>(usage.ru_maxrss) * 1024};
+  return {static_cast<double>(highest), static_cast<double>(highest - before),
+          static_cast<double>(highest - allocated.load()), 0, static_cast<double>(usage.ru_maxrss) * 1024};
 }
 
-MemoryUse measure_cuda(const std::function<void()>& run, const at::Device& device) {
+MemoryUse measure_cuda(const Run& run, const at::Device& device) {
   auto* allocator = at::getDeviceAllocator(device.type());
   synchronize(device);
   allocator->emptyCache();
   allocator->resetPeakStats(device.index());
   constexpr auto aggregate = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   const auto before = allocator->getDeviceStats(device.index()).allocated_bytes[aggregate].current;
-  run();
+  const auto results = run();
   synchronize(device);
   const auto stats = allocator->getDeviceStats(device.index());
   const auto highest = stats.allocated_bytes[aggregate].peak;
   return {static_cast<double>(highest), static_cast<double>(highest - before),
+          static_cast<double>(highest - stats.allocated_bytes[aggregate].current),
           static_cast<double>(stats.reserved_bytes[aggregate].peak), 0};
 }
 
@@ -87,7 +92,7 @@ void install_memory_hook() {
   if (c10::GetCPUAllocator() != &counting) c10::SetCPUAllocator(&counting, /*priority=*/100);
 }
 
-MemoryUse measure_memory(const std::function<void()>& run, const at::Device& device) {
+MemoryUse measure_memory(const Run& run, const at::Device& device) {
   return device.is_cuda() ? measure_cuda(run, device) : measure_cpu(run);
 }
 

@@ -22,6 +22,29 @@ std::vector<at::Tensor> gradients(const at::Tensor& output, const std::vector<at
   return all;
 }
 
+/// One pass: what the operator gives, and the gradients.
+std::pair<Pooled, std::vector<at::Tensor>> run_pass(const PoolingPass& pass) {
+  const at::AutoGradMode mode(pass.backward);
+  auto pooled = pass.op->forward(pass.x, pass.scores, pass.shape.pooled_length, pass.lengths);
+  std::vector<at::Tensor> gradients;
+  if (pass.backward && pooled.values.requires_grad())
+    gradients = torch::autograd::grad({pooled.values}, {pass.x, pass.scores}, {pass.cotangent}, std::nullopt, false,
+                                      /*allow_unused=*/true);
+  return {std::move(pooled), std::move(gradients)};
+}
+
+std::pair<at::Tensor, std::vector<at::Tensor>> run_pass(const AttentionPass& pass) {
+  const at::AutoGradMode mode(pass.backward);
+  auto out = pass.op->forward(pass.q, pass.k, pass.v, pass.mask);
+  std::vector<at::Tensor> gradients;
+  if (pass.backward)
+    gradients = torch::autograd::grad({out}, {pass.q, pass.k, pass.v}, {pass.cotangent}, std::nullopt, false,
+                                      /*allow_unused=*/true);
+  return {std::move(out), std::move(gradients)};
+}
+
+double bytes_of(const at::Tensor& tensor) { return static_cast<double>(tensor.nbytes()); }
+
 }  // namespace
 
 void PoolingPass::draw() {
@@ -33,11 +56,21 @@ void PoolingPass::draw() {
   cotangent = at::randn({shape.batch, shape.pooled_length, shape.width}, options).to(shape.dtype);
 }
 
-void PoolingPass::run() const {
-  const at::AutoGradMode mode(backward);
-  const auto pooled = op->forward(x, scores, shape.pooled_length, lengths);
-  if (backward && pooled.values.requires_grad())
-    torch::autograd::grad({pooled.values}, {x, scores}, {cotangent}, std::nullopt, false, /*allow_unused=*/true);
+void PoolingPass::run() const { run_pass(*this); }
+
+std::vector<at::Tensor> PoolingPass::outputs() const {
+  auto [pooled, all] = run_pass(*this);
+  // Detached, so that holding the results does not hold what was kept for the backward pass.
+  for (const auto& result : {pooled.values, pooled.scores, pooled.positions}) all.push_back(result.detach());
+  return all;
+}
+
+double PoolingPass::least_bytes(Cost cost, double rows_read) const {
+  cost.bytes_read -= (1 - rows_read) * bytes_of(x);
+  const double forward = cost.bytes_read + cost.bytes_written;
+  if (!backward) return forward;
+  const bool learns = op->passes_score_gradient();
+  return forward + bytes_of(cotangent) + bytes_of(x) + (learns ? bytes_of(scores) + cost.bytes_read : 0);
 }
 
 std::vector<at::Tensor> PoolingPass::results(const PoolingOperator& which, at::ScalarType dtype,
@@ -78,10 +111,18 @@ void AttentionPass::draw(const std::optional<at::Tensor>& lengths) {
   cotangent = cotangent.masked_fill(valid.logical_not(), 0);
 }
 
-void AttentionPass::run() const {
-  const at::AutoGradMode mode(backward);
-  const auto out = op->forward(q, k, v, mask);
-  if (backward) torch::autograd::grad({out}, {q, k, v}, {cotangent}, std::nullopt, false, /*allow_unused=*/true);
+void AttentionPass::run() const { run_pass(*this); }
+
+std::vector<at::Tensor> AttentionPass::outputs() const {
+  auto [out, all] = run_pass(*this);
+  all.push_back(out.detach());
+  return all;
+}
+
+double AttentionPass::least_bytes(const Cost& cost) const {
+  const double forward = cost.bytes_read + cost.bytes_written;
+  const double inputs = bytes_of(q) + bytes_of(k) + bytes_of(v);
+  return backward ? forward + 2 * inputs + bytes_of(cotangent) : forward;
 }
 
 std::vector<at::Tensor> AttentionPass::results(const AttentionOperator& which, at::ScalarType dtype,

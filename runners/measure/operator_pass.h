@@ -21,6 +21,14 @@ struct PoolingPass {
   /// One pass as it is timed.
   void run() const;
 
+  /// The same, with all that it gives: values, scores, positions, and the gradients that were reached.
+  std::vector<at::Tensor> outputs() const;
+
+  /// Bytes that a pass of this declared cost must move: what the forward pass reads and writes; with `backward` also the
+  /// cotangent, the gradients, and once more what was read, where the scores' gradient is made of it. `rows_read` is the
+  /// share of x that a variant read which skips rows.
+  double least_bytes(Cost cost, double rows_read = 1) const;
+
   /// Values, and with `backward` the gradients of x and of the scores (zeros where one is not reached), of any operator on
   /// these inputs in `dtype`. Random numbers are drawn from `noise_seed`.
   std::vector<at::Tensor> results(const PoolingOperator& which, at::ScalarType dtype, std::uint64_t noise_seed) const;
@@ -46,6 +54,13 @@ struct AttentionPass {
   void draw(const std::optional<at::Tensor>& lengths);
 
   void run() const;
+
+  /// The output, and the gradients of q, k and v.
+  std::vector<at::Tensor> outputs() const;
+
+  /// Bytes that a pass of this declared cost must move: q, k and v read and the output written; with `backward` q, k, v
+  /// and the cotangent read and three gradients written.
+  double least_bytes(const Cost& cost) const;
 
   /// Output (zero in rows past the length), and with `backward` the gradients of q, k and v.
   std::vector<at::Tensor> results(const AttentionOperator& which, at::ScalarType dtype, std::uint64_t noise_seed) const;

@@ -50,9 +50,14 @@ std::vector<std::string> read_measure(const Json& json, const std::string& level
       (where / i).fail(
           unknown_name_message("measure", given[i].is_string() ? given[i].get<std::string>() : given[i].dump(), known));
     if (given[i] == "rouge" && level != "quality") (where / i).fail("\"rouge\" is measured at level quality only");
+    if (given[i] == "roofline" && level != "operator") (where / i).fail("\"roofline\" is measured at level operator only");
     if (given[i] == "selection" && level != "operator") (where / i).fail("\"selection\" is measured at level operator only");
     measure.push_back(given[i]);
   }
+  const auto asked = [&](const std::string& name) {
+    return std::find(measure.begin(), measure.end(), name) != measure.end();
+  };
+  if (asked("roofline") && !asked("time")) where.fail("\"roofline\" is a share of the time; allowed: beside \"time\"");
   return measure;
 }
 
@@ -176,6 +181,7 @@ std::string identity(const Cell& cell) {
       if (item.key().starts_with("selection.")) full["values"].erase(item.key());
   // Nor does an option that is younger than records, where it is off.
   if (!cell.values.json().value("timing.graph", true)) full["values"].erase("timing.graph");
+  if (!cell.values.has("backend")) full["values"].erase("backend");
   full["measure"] = measure;
   // Sorted keys, so that the order in which an experiment writes them does not matter.
   return c10::sha1(nlohmann::json::parse(full.dump()).dump()).str().substr(0, 16);

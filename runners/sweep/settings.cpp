@@ -176,6 +176,11 @@ std::vector<Setting> make_settings() {
         .meaning = "rows that are valid: all, or half of them to all at random",
         .choices = {"full", "random"}},
        synthetic},
+      {{.name = "backend",
+        .type = text,
+        .meaning = "backend that must run, as records name it (cuda, aten ...); null: whichever does",
+        .optional = true},
+       operators_only},
       {{.name = "causal", .type = boolean, .fallback = false, .meaning = "attention masks the future"}, operators_only},
       {{.name = "data", .type = variant, .fallback = "planted_salience", .meaning = "data set", .variant_kind = "dataset"},
        quality},
@@ -315,7 +320,7 @@ std::vector<std::string> level_names() {
   return {"operator", "layer", "encoder", "model", "training", "generation", "quality"};
 }
 
-std::vector<std::string> measure_names() { return {"time", "memory", "flops", "selection", "rouge"}; }
+std::vector<std::string> measure_names() { return {"time", "memory", "flops", "roofline", "selection", "rouge"}; }
 
 std::vector<OptionSpec> settings_of(const std::string& level, const Where& where) {
   const auto levels = level_names();

@@ -224,5 +224,16 @@ TEST_F(TorchOps, VariantsOfAKindAreListedAsJson) {
   EXPECT_THAT(message_of<c10::ValueError>([&] { variants.call("poolin"); }), HasSubstr("did you mean \"pooling\""));
 }
 
+TEST_F(TorchOps, TheBackendIsToldAsRecordsNameIt) {
+  const auto backend =
+      find_operator<std::string(std::string_view, std::string_view, std::string_view, at::Device)>("transpool::backend");
+  EXPECT_EQ(backend.call("pooling", "successive_halving", R"({"base": 3})", at::kCPU), "cpu");
+  EXPECT_EQ(backend.call("attention", "full", "", at::kCPU), "sdpa");
+  EXPECT_THAT(message_of<c10::ValueError>([&] { backend.call("poolin", "full", "", at::kCPU); }),
+              HasSubstr("did you mean \"pooling\""));
+  EXPECT_THAT(message_of<c10::ValueError>([&] { backend.call("pooling", "hard_topp", "", at::kCPU); }),
+              HasSubstr("hard_topk"));
+}
+
 }  // namespace
 }  // namespace transpool

@@ -19,7 +19,7 @@ SAMPLES = ROOT / "tests" / "runners" / "golden" / "report"
 sys.path.insert(0, str(ROOT / "plots"))
 
 from transpool_plots import __main__ as program  # noqa: E402
-from transpool_plots import bars, marks, pareto, style  # noqa: E402
+from transpool_plots import bars, marks, pareto, roofline, style  # noqa: E402
 from transpool_plots.cells import Sweep, sweeps_of  # noqa: E402
 from transpool_plots.display import Quantity, quantity_of, show_figure, show_value  # noqa: E402
 from transpool_plots.reports import read_reports  # noqa: E402
@@ -178,6 +178,74 @@ class Files(Run):
         data["records"][0]["summaries"][0]["value"] = None
         data["records"][1]["summaries"][0]["value"] = None
         self.assertEqual(self.plot(self.report(data))[0], 0)
+
+
+class Roofline(Run):
+    def rooflines(self) -> Any:
+        """Operators of 1 GB and 2 GFLOP or none in their own times, where 4 GB/s and 100 GFLOP/s were measured."""
+        data = load("quickstart.json")
+        for i, record in enumerate(data["records"]):
+            flops = 2e9 if i % 2 else 0.0
+            record["details"] = {"roofline": {"bytes": 1e9, "flops": flops, "copy_bytes_per_second": 4e9,
+                                              "product_flops_per_second": 1e11, "bound_ms": 250.0, "bound_by": "copy"}}
+            record["configuration"]["dtype"] = "float32"
+        return data
+
+    def points(self, data: Any) -> list[roofline.Point]:
+        found = sweeps_of(read_reports([self.report(data)]))[0]
+        metric = roofline.time_of(found)
+        return roofline.points_of(found, metric) if metric else []
+
+    def test_a_point_is_what_the_record_achieved(self) -> None:
+        data = self.rooflines()
+        records = {record["id"]: record for record in data["records"] if record["status"] == "ok"}
+        points = self.points(data)
+        self.assertEqual({point.figure.ids[0] for point in points}, set(records))
+        for point in points:
+            time = next(s["value"] for s in records[point.figure.ids[0]]["summaries"] if s["name"] == "time")
+            self.assertAlmostEqual(point.seconds, time / 1e3)
+            self.assertIn(point.intensity, (0.0, 2.0))
+            self.assertEqual((point.copy, point.product, point.dtype), (4e9, 1e11, "float32"))
+
+    def test_every_record_has_its_point(self) -> None:
+        data = self.rooflines()
+        self.assertEqual(self.plot(self.report(data))[0], 0)
+        root = ElementTree.parse(self.out / "quickstart-roofline.svg").getroot()
+        named = [id for group in root.iter() if (ids := group.get("data-records")) for id in ids.split()]
+        self.assertEqual(sorted(named), sorted(record["id"] for record in data["records"] if record["status"] == "ok"))
+
+    def test_the_lines_are_the_measured_ceilings(self) -> None:
+        found = sweeps_of(read_reports([self.report(self.rooflines())]))[0]
+        metric = roofline.time_of(found)
+        assert metric is not None
+        canvas, _ = roofline.draw(found, metric, roofline.points_of(found, metric), style.looks(found.variants, None))
+        copies, products = canvas.axes
+        self.assertEqual([text.get_text() for text in copies.texts], ["4 GB/s"])
+        self.assertEqual([text.get_text() for text in products.texts], ["copy 4 GB/s", "matrix product float32 100 GFLOP/s"])
+        slope, flat = products.lines[:2]
+        for x, y in zip(slope.get_xdata(), slope.get_ydata()):
+            self.assertAlmostEqual(y / x, 4e9)
+        self.assertEqual((flat.get_xdata()[0], set(flat.get_ydata())), (25.0, {1e11}))
+
+    def test_records_without_a_bound_draw_none(self) -> None:
+        self.assertEqual(self.points(load("quickstart.json")), [])
+        data = self.rooflines()
+        kept = next(record for record in data["records"] if record["status"] == "ok")
+        for record in data["records"]:
+            if record is not kept:
+                record["details"]["roofline"]["bytes"] = None
+        self.assertEqual([point.figure.ids for point in self.points(data)], [(kept["id"],)])
+        self.plot(SAMPLES / "quickstart.json")
+        self.assertFalse((self.out / "quickstart-roofline.svg").exists())
+
+    def test_a_share_of_the_bound_is_no_quality_to_spend_time_on(self) -> None:
+        data = self.rooflines()
+        for record in data["records"]:
+            times = [s for s in record["summaries"] if s["name"] == "time"]
+            record["summaries"] = times + [{**s, "name": "bound_share", "unit": "%", "higher_is_better": True,
+                                            "value": 1e4 / s["value"]} for s in times]
+        self.plot(self.report(data))
+        self.assertEqual([path.name for path in self.out.iterdir() if "against" in path.name], [])
 
 
 class Page(Run):

@@ -46,6 +46,15 @@ TEST(CommandLine, ListShowsEveryKindWithItsOptions) {
   EXPECT_EQ(run_transpool("list poling").code, 2);
 }
 
+TEST(CommandLine, DoctorMeasuresTheCeilingsWhereItIsAskedTo) {
+  EXPECT_FALSE(Json::parse(run_transpool("doctor --json").output)["environment"].contains("ceilings"));
+  const auto doctor = run_transpool("doctor --json --ceilings");
+  ASSERT_EQ(doctor.code, 0) << doctor.output;
+  const auto ceilings = Json::parse(doctor.output)["environment"]["ceilings"];
+  EXPECT_GT(ceilings["copy_bytes_per_second"], 1e8);
+  for (const auto* dtype : {"float32", "bfloat16"}) EXPECT_GT(ceilings["product_flops_per_second"][dtype], 1e7) << dtype;
+}
+
 TEST(CommandLine, BadExperimentsEndWithTwoAndWriteNothing) {
   const TemporaryFolder folder;
   const auto out = folder / "out";

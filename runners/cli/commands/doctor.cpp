@@ -1,4 +1,7 @@
+#include "operators/tensor.h"
 #include "runners/cli/command.h"
+#include "runners/measure/ceilings.h"
+#include "runners/measure/device.h"
 #include "runners/measure/environment.h"
 
 #include <fmt/format.h>
@@ -50,13 +53,26 @@ std::vector<Finding> examine(const Json& environment) {
   return findings;
 }
 
+/// What rooflines are drawn under, measured here and now.
+Json measure_ceilings(const at::Device& device) {
+  Json found = Json::object();
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto& reached = measured_ceilings(device, dtype);
+    found["copy_bytes_per_second"] = reached.copy_bytes_per_second;
+    found["product_flops_per_second"][dtype_name(dtype)] = reached.product_flops_per_second;
+  }
+  return found;
+}
+
 int doctor(const std::vector<std::string>& arguments) {
   po::options_description options("options");
-  options.add_options()("json", "as JSON");
+  options.add_options()("json", "as JSON")("ceilings", "also measures copy bandwidth and matrix product");
   const auto parsed = parse("doctor", options, {}, arguments);
   if (parsed.help_printed) return done;
-  const auto environment = describe_environment(torch::cuda::is_available() ? "cuda" : "cpu");
+  const std::string device = torch::cuda::is_available() ? "cuda" : "cpu";
+  auto environment = describe_environment(device);
   const auto findings = examine(environment);
+  if (parsed.has("ceilings")) environment["ceilings"] = measure_ceilings(device_from_name(device));
   Json list = Json::array();
   for (const auto& finding : findings)
     list.push_back({{"what", finding.what},
@@ -71,6 +87,12 @@ int doctor(const std::vector<std::string>& arguments) {
     if (!item.value().is_object())
       std::cout << fmt::format("{:<16} {}\n", item.key(),
                                item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
+  if (parsed.has("ceilings")) {
+    const auto& reached = environment["ceilings"];
+    std::cout << fmt::format("{:<16} {:.4g} GB/s\n", "copy", reached["copy_bytes_per_second"].get<double>() / 1e9);
+    for (const auto& [dtype, rate] : reached["product_flops_per_second"].items())
+      std::cout << fmt::format("{:<16} {:.4g} TFLOP/s in {}\n", "matrix product", rate.get<double>() / 1e12, dtype);
+  }
   std::cout << "\n";
   for (const auto& finding : findings)
     std::cout << fmt::format("[{}] {:<14} {}{}\n", finding.good ? "ok" : "--", finding.what, finding.detail,
@@ -78,7 +100,7 @@ int doctor(const std::vector<std::string>& arguments) {
   return done;
 }
 
-const RegisterCommand registration({"doctor", "[--json]",
+const RegisterCommand registration({"doctor", "[--json] [--ceilings]",
                                     "what this machine can run and measure, and what to do about the rest", doctor});
 
 }  // namespace

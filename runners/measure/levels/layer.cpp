@@ -20,7 +20,7 @@ struct LayerPass {
     if (random_lengths) lengths = at::randint((length + 1) / 2, length + 1, {batch}, options.dtype(at::kLong));
   }
 
-  void run() {
+  torch::Tensor run() {
     const at::AutoGradMode gradients(backward);
     encoder->train(backward);
     encoder->zero_grad();
@@ -30,9 +30,10 @@ struct LayerPass {
       const Precision precision(device, dtype);
       out = encoder->forward(x, lengths).memory;
     }
-    if (!backward) return;
+    if (!backward) return out;
     if (!cotangent.defined()) cotangent = at::randn_like(out);
     out.backward(cotangent);
+    return out.detach();
   }
 };
 
@@ -61,6 +62,7 @@ void measure_layer(const Cell& cell, Record& record) {
   workload.what = "one " + values.text("pass") + " pass of one encoder layer";
   workload.redraw = [pass] { pass->draw(); };
   workload.run = [pass] { pass->run(); };
+  workload.results = [pass] { return std::vector<at::Tensor>{pass->run()}; };
   workload.cost = encoder_cost(config, pass->batch, pass->length, pass->random_lengths, dtype);
   workload.backward = pass->backward;
   measure_workload(cell, workload, record);

@@ -33,6 +33,24 @@ bool asks_for_selection(const Cell& cell) {
   return std::find(cell.measure.begin(), cell.measure.end(), "selection") != cell.measure.end();
 }
 
+template <class Variant>
+auto make_operator(const Registry<Variant>& registry, const Json& value) {
+  const auto selection = registry.select(value);
+  return selection.variant->make(selection.options);
+}
+
+/// Throws Unsupported where a backend is asked for and another one would run.
+template <class Operator>
+void check_backend(const Cell& cell, const Operator& op) {
+  if (!cell.values.has("backend")) return;
+  const auto found = op.backend(device_from_name(cell.device));
+  const auto asked = cell.values.text("backend");
+  if (found == asked) return;
+  const auto kind = cell.values.text("operator");
+  throw Unsupported(fmt::format("{} operator {} runs on backend \"{}\" on {}; asked for: \"{}\"", kind,
+                                cell.values.raw(kind).at("name").dump(), found, cell.device, asked));
+}
+
 void check(const Cell& cell, const Where& where) {
   const auto& values = cell.values;
   if (values.text("operator") == "pooling") {
@@ -42,6 +60,7 @@ void check(const Cell& cell, const Where& where) {
                              shape.length));
     const auto& variant = *pooling_registry().select(values.raw("pooling"), where).variant;
     check_pooling_support(variant, shape, cell.device);
+    if (values.has("backend")) check_backend(cell, *make_operator(pooling_registry(), values.raw("pooling")));
     if (!variant.capabilities.differentiable && values.text("pass") != "forward")
       throw Unsupported(
           fmt::format("pooling operator \"{}\" does not support the pass {}", variant.name, values.text("pass")));
@@ -53,7 +72,15 @@ void check(const Cell& cell, const Where& where) {
                            values.integer("width")));
   check_attention_support(*attention_registry().select(values.raw("attention"), where).variant, attention_shape(values),
                           cell.device);
+  if (values.has("backend")) check_backend(cell, *make_operator(attention_registry(), values.raw("attention")));
 }
+
+/// A variant that skips rows reads less than it declares: its record says how much.
+double least_bytes(const PoolingPass& pass, const Cost& cost, const Record& record) {
+  return pass.least_bytes(cost, record.details.value("rows_read_share", 1.0));
+}
+
+double least_bytes(const AttentionPass& pass, const Cost& cost, const Record&) { return pass.least_bytes(cost); }
 
 /// What both kinds end with: the pass as a workload, checked against the reference and measured.
 template <class Pass, class Reference>
@@ -61,13 +88,17 @@ void measure_pass(const Cell& cell, const std::shared_ptr<Pass>& pass, const std
                   const Cost& cost, Record& record) {
   const auto kind = cell.values.text("operator");
   record.details["backend"] = {{kind, pass->op->backend(pass->device)}};
+  check_backend(cell, *pass->op);
   Workload workload;
   workload.what = "one " + cell.values.text("pass") + " pass of the " + kind + " operator";
   workload.run = [pass] { pass->run(); };
+  workload.results = [pass] { return pass->outputs(); };
   workload.redraw = [pass] { pass->draw(); };
   workload.check = [pass, reference] { return disagreement(*pass, *reference); };
   workload.cost = cost;
   workload.backward = pass->backward;
+  workload.dtype = pass->shape.dtype;
+  workload.bytes = [pass, cost](const Record& so_far) { return least_bytes(*pass, cost, so_far); };
   measure_workload(cell, workload, record);
 }
 
