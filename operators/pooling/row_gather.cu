@@ -5,15 +5,41 @@ namespace {
 
 using namespace row_gather;
 
-unsigned blocks_for(const RowGatherArguments& a, int rows_per_block) {
-  return static_cast<unsigned>((a.batch * a.slots + rows_per_block - 1) / rows_per_block);
+unsigned blocks_for(std::int64_t warps) {
+  constexpr int warps_per_block = threads_per_block / 32;
+  return static_cast<unsigned>((warps + warps_per_block - 1) / warps_per_block);
+}
+
+template <class T, int V, class S>
+void launch_backward(const RowGatherArguments& a, cudaStream_t stream) {
+  if (a.rising) {
+    const auto warps = a.batch * ((a.length + rows_per_warp - 1) / rows_per_warp);
+    backward_by_source_kernel<T, V, S><<<blocks_for(warps), threads_per_block, 0, stream>>>(a);
+  } else {
+    backward_kernel<T, V, S><<<blocks_for(a.batch * a.slots), threads_per_block, 0, stream>>>(a);
+  }
+}
+
+/// The gather waits on the device for the selection before it, so that its blocks may be placed meanwhile.
+template <class T, int V>
+void launch_forward(const RowGatherArguments& a, cudaStream_t stream) {
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks_for(a.batch * a.slots));
+  config.blockDim = dim3(threads_per_block);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, forward_kernel<T, V, 32>, a);
 }
 
 template <class T, int V>
 void launch(const RowGatherArguments& a, bool forward, cudaStream_t stream) {
-  const auto blocks = blocks_for(a, threads_per_block / 32);
-  if (forward) forward_kernel<T, V, 32><<<blocks, threads_per_block, 0, stream>>>(a);
-  else backward_kernel<T, V><<<blocks, threads_per_block, 0, stream>>>(a);
+  if (forward) launch_forward<T, V>(a, stream);
+  else if (a.float64_scores) launch_backward<T, V, double>(a, stream);
+  else launch_backward<T, V, float>(a, stream);
 }
 
 /// 16-byte accesses where the row length and the addresses allow them, else element by element.

@@ -23,6 +23,7 @@ struct alignas(sizeof(T) * V) Pack {
   T element[V];
 };
 
+constexpr unsigned full_warp = 0xffffffffu;
 constexpr int threads_per_block = 128;
 /// Accesses that a thread has under way at once.
 constexpr int in_flight = 4;
@@ -60,40 +61,27 @@ __global__ void forward_kernel(RowGatherArguments a) {
   }
 }
 
-__device__ inline double score_gradient_of(double kept_gradient, double score, double dot) {
-  if (isnan(score)) return 0;
-  return kept_gradient + (isfinite(score) ? dot : 0);
-}
-
+/// Gradient of a kept row's score: of the score itself, and of the gate where that is finite.
 template <class S>
-__device__ void write_score_gradient(const RowGatherArguments& a, std::int64_t slot, std::int64_t place, double dot) {
-  const double kept = a.kept_gradient ? static_cast<double>(static_cast<const S*>(a.kept_gradient)[slot]) : 0;
-  const double score = static_cast<const S*>(a.scores)[place];
-  static_cast<S*>(a.score_gradient)[place] = static_cast<S>(score_gradient_of(kept, score, dot));
+__device__ S score_gradient_of(const RowGatherArguments& a, std::int64_t slot, std::int64_t place, double dot) {
+  const auto score = static_cast<const S*>(a.scores)[place];
+  if (isnan(score)) return 0;
+  return static_cast<S>(static_cast<const S*>(a.kept_gradient)[slot] + (isfinite(score) ? dot : 0));
 }
 
-/// One warp an output row.
+/// A warp writes the gradient of one kept row; returns <x row, out gradient> where it is wanted.
 template <class T, int V>
-__global__ void backward_kernel(RowGatherArguments a) {
+__device__ double scatter_row(const RowGatherArguments& a, std::int64_t slot, std::int64_t place) {
   using Sum = typename Accumulator<T>::type;
   using Access = Pack<T, V>;
-  const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (slot >= a.batch * a.slots) return;
-  const int lane = threadIdx.x % 32;
-  const std::int64_t row = a.positions[slot];
-  if (row < 0) {
-    if (lane == 0 && a.dots) a.dots[slot] = 0;
-    return;
-  }
   const bool wants_dot = a.dots || a.score_gradient;
-  const std::int64_t place = slot / a.slots * a.length + row;
   const auto gate = a.gates ? static_cast<Sum>(static_cast<T>(a.gates[slot])) : Sum(1);
   const auto* source = static_cast<const T*>(a.x) + place * a.width;
   const auto* gradient = static_cast<const T*>(a.out_gradient) + slot * a.width;
   auto* x_gradient = static_cast<T*>(a.x_gradient) + place * a.width;
   Sum dot = 0;
 #pragma unroll 4
-  for (std::int64_t column = lane * V; column < a.width; column += 32 * V) {
+  for (std::int64_t column = threadIdx.x % 32 * V; column < a.width; column += 32 * V) {
     auto access = *reinterpret_cast<const Access*>(gradient + column);
     if (wants_dot) {
       const auto from_x = *reinterpret_cast<const Access*>(source + column);
@@ -105,11 +93,63 @@ __global__ void backward_kernel(RowGatherArguments a) {
     for (int v = 0; v < V; ++v) access.element[v] = static_cast<T>(gate * static_cast<Sum>(access.element[v]));
     *reinterpret_cast<Access*>(x_gradient + column) = access;
   }
-  for (int step = 16; step > 0; step /= 2) dot += __shfl_down_sync(0xffffffffu, dot, step);
-  if (lane > 0) return;
+  for (int step = 16; step > 0; step /= 2) dot += __shfl_xor_sync(full_warp, dot, step);
+  return dot;
+}
+
+/// One warp an output row, over gradients that are zero so far.
+template <class T, int V, class S>
+__global__ void backward_kernel(RowGatherArguments a) {
+  const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (slot >= a.batch * a.slots || a.positions[slot] < 0) return;
+  const std::int64_t place = slot / a.slots * a.length + a.positions[slot];
+  const auto dot = scatter_row<T, V>(a, slot, place);
+  if (threadIdx.x % 32 > 0) return;
   if (a.dots) a.dots[slot] = dot;
-  if (a.score_gradient && a.float64_scores) write_score_gradient<double>(a, slot, place, dot);
-  if (a.score_gradient && !a.float64_scores) write_score_gradient<float>(a, slot, place, dot);
+  if (a.score_gradient) static_cast<S*>(a.score_gradient)[place] = score_gradient_of<S>(a, slot, place, dot);
+}
+
+/// How many of `slots` rising positions, with -1 behind them, are below `row`; by a warp.
+__device__ inline std::int64_t count_positions_below(const std::int64_t* positions, std::int64_t slots, std::int64_t row) {
+  std::int64_t low = 0, high = slots;
+  while (low < high) {
+    const std::int64_t step = (high - low + 31) / 32, probe = low + threadIdx.x % 32 * step;
+    const bool below = probe < high && positions[probe] >= 0 && positions[probe] < row;
+    const int count = __popc(__ballot_sync(full_warp, below));
+    high = min(high, low + count * step);
+    if (count > 0) low += (count - 1) * step + 1;
+  }
+  return low;
+}
+
+constexpr int rows_per_warp = 16;
+
+/// One warp `rows_per_warp` source rows: writes the gradients of those that were not kept, too. Positions must rise.
+template <class T, int V, class S>
+__global__ void backward_by_source_kernel(RowGatherArguments a) {
+  const std::int64_t warps = (a.length + rows_per_warp - 1) / rows_per_warp;
+  const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (warp >= a.batch * warps) return;
+  const int lane = threadIdx.x % 32;
+  const std::int64_t batch = warp / warps, first = warp % warps * rows_per_warp;
+  const std::int64_t end = min(first + rows_per_warp, a.length), offset = batch * a.length;
+  const std::int64_t last_slot = (batch + 1) * a.slots;
+  std::int64_t slot = last_slot - a.slots;
+  slot += count_positions_below(a.positions + slot, a.slots, first);
+  S score_gradient = 0;
+  for (std::int64_t row = first; row < end; ++row) {
+    if (slot < last_slot && a.positions[slot] == row) {
+      const auto dot = scatter_row<T, V>(a, slot, offset + row);
+      if (a.dots && lane == 0) a.dots[slot] = dot;
+      if (a.score_gradient && lane == row - first) score_gradient = score_gradient_of<S>(a, slot, offset + row, dot);
+      ++slot;
+    } else if (a.x_gradient) {
+      auto* x_gradient = static_cast<T*>(a.x_gradient) + (offset + row) * a.width;
+      for (std::int64_t column = lane * V; column < a.width; column += 32 * V)
+        *reinterpret_cast<Pack<T, V>*>(x_gradient + column) = {};
+    }
+  }
+  if (a.score_gradient && first + lane < end) static_cast<S*>(a.score_gradient)[offset + first + lane] = score_gradient;
 }
 
 }  // namespace transpool::row_gather

@@ -12,10 +12,10 @@ namespace transpool::selection {
 
 namespace cg = cooperative_groups;
 
-constexpr int most_threads = 1024;
-constexpr int most_warps = most_threads / 32;
+constexpr int threads = 1024;
+constexpr int warps = threads / 32;
 constexpr int most_blocks = 8;
-constexpr int digit_bits = 11;
+constexpr int digit_bits = 11;  // two digits a thread
 constexpr int bins = 1 << digit_bits;
 constexpr unsigned all_lanes = 0xffffffffu;
 
@@ -65,9 +65,9 @@ struct Counts {
 /// Shared memory of one block, beside the keys.
 template <class T>
 struct Workspace {
-  unsigned histogram[2][bins];
-  int warp_sum[most_warps];
-  Counts warp_counts[most_warps];
+  alignas(8) unsigned histogram[2][bins];
+  int warp_sum[warps];
+  Counts warp_counts[warps];
   Counts block_counts;
   int found_digit, found_rest, found_size;
 };
@@ -99,7 +99,7 @@ __device__ Segment<T> load_segment(const RowSelectionArguments& a, Key<T>* cache
   s.mine = min(share, s.valid - s.first);
   if (cache) {
 #pragma unroll 4
-    for (int i = threadIdx.x; i < s.mine; i += blockDim.x) cache[i] = key_of(s.scores[s.first + i]);
+    for (int i = threadIdx.x; i < s.mine; i += threads) cache[i] = key_of(s.scores[s.first + i]);
     __syncthreads();
   }
   return s;
@@ -124,30 +124,25 @@ __device__ inline int sum_up_to_thread(int value, int* warp_sum) {
 template <class T>
 __device__ void find_digit(Workspace<T>& w, unsigned* histogram, int blocks, int rest) {
   auto cluster = cg::this_cluster();
-  const int each = bins / static_cast<int>(blockDim.x);
-  const int highest = bins - 1 - static_cast<int>(threadIdx.x) * each;
-  int count[bins / 128];
-  int mine = 0;
+  const int highest = bins - 1 - 2 * static_cast<int>(threadIdx.x);
+  uint2 of_block[most_blocks];
 #pragma unroll
-  for (int j = 0; j < bins / 128; ++j) {
-    if (j >= each) break;
-    int sum = 0;
-    for (int b = 0; b < blocks; ++b) sum += static_cast<int>(cluster.map_shared_rank(histogram, b)[highest - j]);
-    count[j] = sum;
-    mine += sum;
+  for (int b = 0; b < most_blocks; ++b)
+    of_block[b] =
+        b < blocks ? *reinterpret_cast<const uint2*>(cluster.map_shared_rank(histogram, b) + highest - 1) : uint2{0, 0};
+  uint2 count = {0, 0};  // of the digits highest - 1 and highest
+#pragma unroll
+  for (const auto& there : of_block) {
+    count.x += there.x;
+    count.y += there.y;
   }
-  int before = sum_up_to_thread(mine, w.warp_sum) - mine;
+  const int mine = static_cast<int>(count.x + count.y);
+  const int before = sum_up_to_thread(mine, w.warp_sum) - mine;
   if (before < rest && rest <= before + mine) {
-#pragma unroll
-    for (int j = 0; j < bins / 128; ++j) {
-      if (j >= each) break;
-      if (before < rest && rest <= before + count[j]) {
-        w.found_digit = highest - j;
-        w.found_rest = rest - before;
-        w.found_size = count[j];
-      }
-      before += count[j];
-    }
+    const bool first = rest <= before + static_cast<int>(count.y);
+    w.found_digit = first ? highest : highest - 1;
+    w.found_rest = rest - before - (first ? 0 : static_cast<int>(count.y));
+    w.found_size = static_cast<int>(first ? count.y : count.x);
   }
   __syncthreads();
 }
@@ -165,9 +160,9 @@ __device__ Limit<Key<T>> find_limit(const Segment<T>& s, Workspace<T>& w, int ke
     const int width = min(digit_bits, top), shift = top - width;
     const unsigned mask = (1u << width) - 1;
     unsigned* histogram = w.histogram[turn];
-    for (int bin = threadIdx.x; bin < bins; bin += blockDim.x) histogram[bin] = 0;
+    for (int bin = threadIdx.x; bin < bins; bin += threads) histogram[bin] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < s.mine; i += blockDim.x) {
+    for (int i = threadIdx.x; i < s.mine; i += threads) {
       const auto key = s.key(i);
       if (top == bits || (key >> top) == (prefix >> top))
         atomicAdd(histogram + (static_cast<unsigned>(key >> shift) & mask), 1u);
@@ -189,7 +184,7 @@ struct Range {
 /// The rows of a segment that a warp looks at, a multiple of 32 apart from the last warp's.
 template <class T>
 __device__ Range rows_of_warp(const Segment<T>& s) {
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32;
   const int each = ((s.mine + warps - 1) / warps + 31) / 32 * 32;
   return {min(warp * each, s.mine), min((warp + 1) * each, s.mine)};
 }
@@ -198,7 +193,7 @@ __device__ Range rows_of_warp(const Segment<T>& s) {
 template <class T>
 __device__ Counts count_before(const Segment<T>& s, Workspace<T>& w, const Limit<Key<T>>& limit) {
   auto cluster = cg::this_cluster();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto range = rows_of_warp(s);
   Counts mine = {0, 0};
   for (int i = range.begin + lane; i < range.end; i += 32) {
@@ -210,7 +205,7 @@ __device__ Counts count_before(const Segment<T>& s, Workspace<T>& w, const Limit
   mine.tied = __reduce_add_sync(all_lanes, mine.tied);
   if (lane == 0) w.warp_counts[warp] = mine;
   __syncthreads();
-  const auto of_lane = lane < warps ? w.warp_counts[lane] : Counts{0, 0};
+  const auto of_lane = w.warp_counts[lane];
   Counts before = {__reduce_add_sync(all_lanes, lane < warp ? of_lane.above : 0),
                    __reduce_add_sync(all_lanes, lane < warp ? of_lane.tied : 0)};
   if (warp == warps - 1 && lane == 0) w.block_counts = {before.above + mine.above, before.tied + mine.tied};
@@ -261,7 +256,7 @@ template <class K>
 __device__ void sort_falling(K* keys, std::int32_t* positions, int size) {
   for (int width = 2; width <= size; width *= 2)
     for (int stride = width / 2; stride > 0; stride /= 2) {
-      for (int pair = threadIdx.x; pair < size / 2; pair += blockDim.x) {
+      for (int pair = threadIdx.x; pair < size / 2; pair += threads) {
         const int low = 2 * pair - (pair & (stride - 1)), high = low + stride;
         const bool swapped = keys[low] < keys[high] || (keys[low] == keys[high] && positions[low] > positions[high]);
         if (swapped == ((low & width) == 0)) {
@@ -303,48 +298,47 @@ __device__ Edge<Key<T>> select_and_write(const RowSelectionArguments& a, const S
   const auto limit = find_limit(s, w, kept);
   const auto before = count_before(s, w, limit);
   const auto edge = emit_kept_rows(s, limit, before, write);
-  for (int slot = kept + s.block * blockDim.x + threadIdx.x; slot < slots; slot += s.blocks * blockDim.x)
-    write_row(slot, -1, 0);
+  for (int slot = kept + s.block * threads + threadIdx.x; slot < slots; slot += s.blocks * threads) write_row(slot, -1, 0);
   if (a.keep_order) return edge;
   cluster.sync();
   if (s.block > 0) return edge;
   const int size = power_of_two_from(kept);
   auto* keys = reinterpret_cast<Key<T>*>(sorting);
   auto* sorted = reinterpret_cast<std::int32_t*>(keys + size);
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
+  for (int i = threadIdx.x; i < size; i += threads) {
     keys[i] = i < kept ? key_of(scores[i]) : 0;
     sorted[i] = i < kept ? static_cast<std::int32_t>(positions[i]) : 0;
   }
   __syncthreads();
   sort_falling(keys, sorted, size);
-  for (int i = threadIdx.x; i < kept; i += blockDim.x) write(i, sorted[i], keys[i]);
+  for (int i = threadIdx.x; i < kept; i += threads) write(i, sorted[i], keys[i]);
   return edge;
 }
 
 /// How a selection is launched: a cluster of `blocks` a batch row, each with `cached` bytes for its keys (none where they
 /// are too many) and `bytes` of shared memory in all.
 struct Launch {
-  int blocks, threads;
+  int blocks;
   std::size_t cached, bytes;
 };
 
 constexpr std::size_t most_dynamic_bytes = 200 * 1024;
 
-inline Launch launch_with(const RowSelectionArguments& a, int blocks, int threads) {
+inline Launch launch_with(const RowSelectionArguments& a, int blocks) {
   const std::size_t key_bytes = a.float64_scores ? 8 : 4;
   const auto share = static_cast<std::size_t>((a.length + blocks - 1) / blocks);
   const std::size_t sorting =
       a.keep_order ? 0 : static_cast<std::size_t>(power_of_two_from(static_cast<int>(a.slots))) * (key_bytes + 4);
   auto cached = (share * key_bytes + 15) / 16 * 16;
   if (cached + sorting > most_dynamic_bytes) cached = 0;
-  return {blocks, threads, cached, cached + sorting};
+  return {blocks, cached, cached + sorting};
 }
 
-/// A thread a row up to the portable size of a cluster.
-inline Launch launch_for(const RowSelectionArguments& a) {
+/// As few blocks as leave each at most `rows_per_block` rows, up to the portable size of a cluster.
+inline Launch launch_for(const RowSelectionArguments& a, std::int64_t rows_per_block) {
   int blocks = 1;
-  while (blocks < most_blocks && blocks * 1024 < a.length) blocks *= 2;
-  return launch_with(a, blocks, 1024);
+  while (blocks < most_blocks && blocks * rows_per_block < a.length) blocks *= 2;
+  return launch_with(a, blocks);
 }
 
 template <class Kernel, class... Arguments>
@@ -357,7 +351,7 @@ cudaError_t launch_cluster(Kernel kernel, const Launch& l, std::int64_t batch, c
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t launch = {};
   launch.gridDim = dim3(static_cast<unsigned>(batch * l.blocks));
-  launch.blockDim = dim3(static_cast<unsigned>(l.threads));
+  launch.blockDim = dim3(threads);
   launch.dynamicSmemBytes = l.bytes;
   launch.stream = stream;
   launch.attrs = &cluster;

@@ -15,11 +15,14 @@ struct Rise {
   __device__ Rise operator+(const Rise& other) const { return {value + other.value, slope + other.slope}; }
 };
 
+/// Each step costs float64 exponentials of all rows, so that more blocks than a selection alone takes pay off.
+constexpr std::int64_t rows_per_block = 2048;
+
 /// Newton steps square the error, bisections halve the bracket where a step would leave it or shrinks too slowly.
 constexpr int most_steps = 64;
 
 struct Sums {
-  Rise warp[most_warps];
+  Rise warp[warps];
   Rise block[2];  ///< steps take turns, so that each needs one barrier of the cluster
   double edge[2];
 };
@@ -33,12 +36,12 @@ __device__ inline Rise sum_over_warp(Rise sum) {
 /// The sum over the threads of all blocks, always in the same order.
 __device__ inline Rise sum_over_cluster(Rise sum, Sums& sums, int blocks, int turn) {
   auto cluster = cg::this_cluster();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   sum = sum_over_warp(sum);
   if (lane == 0) sums.warp[warp] = sum;
   __syncthreads();
   if (warp == 0) {
-    sum = sum_over_warp(lane < warps ? sums.warp[lane] : Rise{0, 0});
+    sum = sum_over_warp(sums.warp[lane]);
     if (lane == 0) sums.block[turn] = sum;
   }
   cluster.sync();
@@ -56,7 +59,7 @@ template <class T>
 __device__ void share_edge(Edge<Key<T>> edge, Sums& sums, Workspace<T>& w, int blocks) {
   auto cluster = cg::this_cluster();
   auto* found = reinterpret_cast<Key<T>*>(w.histogram);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto reduce = [](Edge<Key<T>> e) {
     for (int step = 16; step > 0; step /= 2) {
       e.lowest_kept = min(e.lowest_kept, __shfl_xor_sync(all_lanes, e.lowest_kept, step));
@@ -71,8 +74,7 @@ __device__ void share_edge(Edge<Key<T>> edge, Sums& sums, Workspace<T>& w, int b
   }
   __syncthreads();
   if (warp == 0) {
-    edge = lane < warps ? Edge<Key<T>>{found[2 + 2 * lane], found[3 + 2 * lane]} : Edge<Key<T>>{~Key<T>(0), 0};
-    edge = reduce(edge);
+    edge = reduce({found[2 + 2 * lane], found[3 + 2 * lane]});
     if (lane == 0) {
       found[0] = edge.lowest_kept;
       found[1] = edge.highest_left;
@@ -109,7 +111,7 @@ __device__ Solution solve(const ThresholdMaskArguments& a, const Segment<T>& s, 
   const auto goal = static_cast<double>(a.rows.slots);
   for (int step = 0; step < most_steps; ++step) {
     Rise sum = {0, 0};
-    for (int i = threadIdx.x; i < s.mine; i += blockDim.x)
+    for (int i = threadIdx.x; i < s.mine; i += threads)
       sum = sum + Phi::at((bounded<T>(s.key(i), a.bound) - kth) * per_temperature - threshold);
     sum = sum_over_cluster(sum, sums, s.blocks, step & 1);
     slope = sum.slope;
@@ -132,10 +134,11 @@ __device__ double place_of(const ThresholdMaskArguments& a, T score, const Solut
 }
 
 template <class T, class Phi>
-__global__ void __launch_bounds__(most_threads) forward_kernel(ThresholdMaskArguments a, std::size_t cached) {
+__global__ void __launch_bounds__(threads) forward_kernel(ThresholdMaskArguments a, std::size_t cached) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Workspace<T> workspace;
   __shared__ Sums sums;
+  cudaTriggerProgrammaticLaunchCompletion();
   const auto& rows = a.rows;
   const auto segment = load_segment<T>(rows, cached ? reinterpret_cast<Key<T>*>(memory) : nullptr);
   share_edge<T>(select_and_write(rows, segment, workspace, memory + cached), sums, workspace, segment.blocks);
@@ -146,7 +149,7 @@ __global__ void __launch_bounds__(most_threads) forward_kernel(ThresholdMaskArgu
     a.solution[3 * segment.batch + 2] = solution.slope;
   }
   const bool hard = solution.slope == 0;
-  for (int i = segment.block * blockDim.x + threadIdx.x; i < rows.slots; i += segment.blocks * blockDim.x) {
+  for (int i = segment.block * threads + threadIdx.x; i < rows.slots; i += segment.blocks * threads) {
     const auto slot = segment.batch * rows.slots + i;
     const double mask = hard ? 1 : Phi::at(place_of(a, static_cast<const T*>(rows.kept)[slot], solution)).value;
     a.gates[slot] = rows.positions[slot] < 0 ? 0 : mask;
@@ -207,7 +210,7 @@ __global__ void __launch_bounds__(backward_threads) backward_kernel(ThresholdMas
 
 template <class T, class Phi>
 const char* launch_forward(const ThresholdMaskArguments& a, cudaStream_t stream) {
-  const auto launch = launch_for(a.rows);
+  const auto launch = launch_for(a.rows, rows_per_block);
   return text_of(launch_cluster(forward_kernel<T, Phi>, launch, a.rows.batch, stream, a, launch.cached));
 }
 
