@@ -1,11 +1,10 @@
 // ctest-labels: gpu
 #include "operators/pooling/kept_rows.h"
 #include "operators/pooling/pooling.h"
+#include "runners/measure/cuda_graph.h"
 #include "tests/operators/gradcheck.h"
 #include "tests/operators/variants.h"
 
-#include <ATen/cuda/CUDAGraph.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/cuda.h>
 
 #include <limits>
@@ -284,24 +283,19 @@ TEST_F(SelectCuda, AGraphReplaysForwardAndBackward) {
     const auto x = on_cuda(at::randn({2, 1000, 16})), scores = on_cuda(at::rand({2, 1000}));
     const auto lengths = on_cuda(at::tensor({1000, 30}, at::kLong));
     const auto factors = on_cuda(at::randn({2, 64, 16})), score_factors = on_cuda(at::randn({2, 64}));
-    const auto side = c10::cuda::getStreamFromPool();
-    const c10::cuda::CUDAStreamGuard guard(side);
     const auto call = [&] { return run(*op, x, scores, 64, lengths, factors, score_factors); };
-    call();
-    at::cuda::CUDAGraph graph;
-    graph.capture_begin();
-    const auto captured = call();
-    graph.capture_end();
-    for (int replay = 0; replay < 3; ++replay) {
+    Result kept;
+    const auto replay = captured([&] { kept = call(); }, x.device());
+    for (int repeat = 0; repeat < 3; ++repeat) {
       x.copy_(at::randn_like(x));
       scores.copy_(at::rand_like(scores));
-      graph.replay();
+      replay();
       const auto eager = call();
-      EXPECT_TRUE(at::equal(captured.pooled.positions, eager.pooled.positions));
-      EXPECT_TRUE(at::equal(captured.pooled.scores, eager.pooled.scores));
-      EXPECT_TRUE(at::equal(captured.pooled.values, eager.pooled.values));
-      EXPECT_TRUE(at::equal(captured.gradients[0], eager.gradients[0]));
-      EXPECT_TRUE(at::equal(captured.gradients[1], eager.gradients[1]));
+      EXPECT_TRUE(at::equal(kept.pooled.positions, eager.pooled.positions));
+      EXPECT_TRUE(at::equal(kept.pooled.scores, eager.pooled.scores));
+      EXPECT_TRUE(at::equal(kept.pooled.values, eager.pooled.values));
+      EXPECT_TRUE(at::equal(kept.gradients[0], eager.gradients[0]));
+      EXPECT_TRUE(at::equal(kept.gradients[1], eager.gradients[1]));
     }
   }
 }
