@@ -5,6 +5,8 @@ namespace {
 
 using namespace row_gather;
 
+constexpr int rows_per_warp = 16;
+
 unsigned blocks_for(std::int64_t warps) {
   constexpr int warps_per_block = threads_per_block / 32;
   return static_cast<unsigned>((warps + warps_per_block - 1) / warps_per_block);
@@ -14,7 +16,7 @@ template <class T, int V, class S>
 void launch_backward(const RowGatherArguments& a, cudaStream_t stream) {
   if (a.rising) {
     const auto warps = a.batch * ((a.length + rows_per_warp - 1) / rows_per_warp);
-    backward_by_source_kernel<T, V, S><<<blocks_for(warps), threads_per_block, 0, stream>>>(a);
+    backward_by_source_kernel<T, V, S, rows_per_warp><<<blocks_for(warps), threads_per_block, 0, stream>>>(a);
   } else {
     backward_kernel<T, V, S><<<blocks_for(a.batch * a.slots), threads_per_block, 0, stream>>>(a);
   }

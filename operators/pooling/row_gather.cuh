@@ -122,34 +122,38 @@ __device__ inline std::int64_t count_positions_below(const std::int64_t* positio
   return low;
 }
 
-constexpr int rows_per_warp = 16;
-
 /// One warp `rows_per_warp` source rows: writes the gradients of those that were not kept, too. Positions must rise.
-template <class T, int V, class S>
+template <class T, int V, class S, int rows_per_warp>
 __global__ void backward_by_source_kernel(RowGatherArguments a) {
   const std::int64_t warps = (a.length + rows_per_warp - 1) / rows_per_warp;
   const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (warp >= a.batch * warps) return;
   const int lane = threadIdx.x % 32;
   const std::int64_t batch = warp / warps, first = warp % warps * rows_per_warp;
-  const std::int64_t end = min(first + rows_per_warp, a.length), offset = batch * a.length;
-  const std::int64_t last_slot = (batch + 1) * a.slots;
-  std::int64_t slot = last_slot - a.slots;
-  slot += count_positions_below(a.positions + slot, a.slots, first);
-  S score_gradient = 0;
-  for (std::int64_t row = first; row < end; ++row) {
-    if (slot < last_slot && a.positions[slot] == row) {
-      const auto dot = scatter_row<T, V>(a, slot, offset + row);
-      if (a.dots && lane == 0) a.dots[slot] = dot;
-      if (a.score_gradient && lane == row - first) score_gradient = score_gradient_of<S>(a, slot, offset + row, dot);
-      ++slot;
-    } else if (a.x_gradient) {
+  const int rows = static_cast<int>(min(std::int64_t{rows_per_warp}, a.length - first));
+  const std::int64_t offset = batch * a.length + first;
+  const auto* positions = a.positions + batch * a.slots;
+  const auto slot = count_positions_below(positions, a.slots, first);
+  const std::int64_t row_of_lane = slot + lane < a.slots ? positions[slot + lane] - first : -1;
+  const bool named = row_of_lane >= 0 && row_of_lane < rows;
+  const unsigned kept = __reduce_or_sync(full_warp, named ? 1u << row_of_lane : 0);
+
+  if (a.x_gradient)
+    for (int row = 0; row < rows; ++row) {
+      if (kept >> row & 1) continue;
       auto* x_gradient = static_cast<T*>(a.x_gradient) + (offset + row) * a.width;
       for (std::int64_t column = lane * V; column < a.width; column += 32 * V)
         *reinterpret_cast<Pack<T, V>*>(x_gradient + column) = {};
     }
+  S score_gradient = 0;
+  std::int64_t named_slot = batch * a.slots + slot;
+  for (unsigned rest = kept; rest != 0; rest &= rest - 1, ++named_slot) {
+    const int row = __ffs(static_cast<int>(rest)) - 1;
+    const auto dot = scatter_row<T, V>(a, named_slot, offset + row);
+    if (a.dots && lane == 0) a.dots[named_slot] = dot;
+    if (a.score_gradient && lane == row) score_gradient = score_gradient_of<S>(a, named_slot, offset + row, dot);
   }
-  if (a.score_gradient && first + lane < end) static_cast<S*>(a.score_gradient)[offset + first + lane] = score_gradient;
+  if (a.score_gradient && lane < rows) static_cast<S*>(a.score_gradient)[offset + lane] = score_gradient;
 }
 
 }  // namespace transpool::row_gather

@@ -114,8 +114,7 @@ __device__ inline int sum_up_to_thread(int value, int* warp_sum) {
   }
   if (lane == 31) warp_sum[warp] = value;
   __syncthreads();
-  int before = lane < warp ? warp_sum[lane] : 0;
-  for (int step = 16; step > 0; step /= 2) before += __shfl_xor_sync(all_lanes, before, step);
+  const int before = __reduce_add_sync(all_lanes, lane < warp ? warp_sum[lane] : 0);
   return value + before;
 }
 
@@ -268,8 +267,11 @@ __device__ void sort_falling(K* keys, std::int32_t* positions, int size) {
           positions[high] = position;
         }
       }
-      __syncthreads();
+      // Up to stride 32 a warp's pairs lie within its own 64 rows.
+      if (stride > 32 || (stride == 1 && width > 32)) __syncthreads();
+      else __syncwarp();
     }
+  __syncthreads();
 }
 
 template <class T>
@@ -334,10 +336,12 @@ inline Launch launch_with(const RowSelectionArguments& a, int blocks) {
   return {blocks, cached, cached + sorting};
 }
 
-/// As few blocks as leave each at most `rows_per_block` rows, up to the portable size of a cluster.
+/// As few blocks as leave each at most `rows_per_block` rows. Clusters of 8 large blocks are placed at once only where there
+/// are few of them: multiprocessors come in groups of 16 to 18, and a cluster stays within a group.
 inline Launch launch_for(const RowSelectionArguments& a, std::int64_t rows_per_block) {
+  const int limit = a.batch <= 8 ? most_blocks : most_blocks / 2;
   int blocks = 1;
-  while (blocks < most_blocks && blocks * rows_per_block < a.length) blocks *= 2;
+  while (blocks < limit && blocks * rows_per_block < a.length) blocks *= 2;
   return launch_with(a, blocks);
 }
 

@@ -21,31 +21,44 @@ constexpr std::int64_t rows_per_block = 2048;
 /// Newton steps square the error, bisections halve the bracket where a step would leave it or shrinks too slowly.
 constexpr int most_steps = 64;
 
+/// Values first, then slopes.
 struct Sums {
-  Rise warp[warps];
-  Rise block[2];  ///< steps take turns, so that each needs one barrier of the cluster
+  double warp[2][warps];
+  double block[2][2];  ///< steps take turns, so that each needs one barrier of the cluster
+  double total[2];
   double edge[2];
 };
 
-__device__ inline Rise sum_over_warp(Rise sum) {
-  for (int step = 16; step > 0; step /= 2)
-    sum = sum + Rise{__shfl_xor_sync(all_lanes, sum.value, step), __shfl_xor_sync(all_lanes, sum.slope, step)};
-  return sum;
+/// The sum over the warp, values in its first half, slopes in its second. Shuffles are what a sum over a block costs: this
+/// takes half of those of two sums.
+__device__ inline double sum_halves(const Rise& sum) {
+  const bool upper = threadIdx.x & 16;
+  double mine = (upper ? sum.slope : sum.value) + __shfl_xor_sync(all_lanes, upper ? sum.value : sum.slope, 16);
+  for (int step = 8; step > 0; step /= 2) mine += __shfl_xor_sync(all_lanes, mine, step);
+  return mine;
 }
 
 /// The sum over the threads of all blocks, always in the same order.
-__device__ inline Rise sum_over_cluster(Rise sum, Sums& sums, int blocks, int turn) {
+__device__ inline Rise sum_over_cluster(const Rise& sum, Sums& sums, int blocks, int turn) {
   auto cluster = cg::this_cluster();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  sum = sum_over_warp(sum);
-  if (lane == 0) sums.warp[warp] = sum;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = lane / 16;
+  const double of_warp = sum_halves(sum);
+  if (lane % 16 == 0) sums.warp[half][warp] = of_warp;
   __syncthreads();
   if (warp == 0) {
-    sum = sum_over_warp(sums.warp[lane]);
-    if (lane == 0) sums.block[turn] = sum;
+    const double of_block = sum_halves({sums.warp[0][lane], sums.warp[1][lane]});
+    if (lane % 16 == 0) (blocks > 1 ? sums.block[turn] : sums.total)[half] = of_block;
   }
-  cluster.sync();
-  return sum_over_warp(lane < blocks ? *cluster.map_shared_rank(&sums.block[turn], lane) : Rise{0, 0});
+  if (blocks > 1) {
+    cluster.sync();
+    if (warp == 0) {
+      double of_cluster = lane % 16 < blocks ? *cluster.map_shared_rank(&sums.block[turn][half], lane % 16) : 0;
+      for (int step = most_blocks / 2; step > 0; step /= 2) of_cluster += __shfl_xor_sync(all_lanes, of_cluster, step);
+      if (lane % 16 == 0) sums.total[half] = of_cluster;
+    }
+  }
+  __syncthreads();
+  return {sums.total[0], sums.total[1]};
 }
 
 /// A score as the masks take it.
@@ -164,20 +177,22 @@ constexpr std::int64_t least_chunk = 1024;
 /// The mean gate gradient, weighted by phi'. Each block of a batch row computes it anew.
 template <class T, class Phi>
 __device__ double mean_gradient(const ThresholdMaskArguments& a, const Solution& solution, std::int64_t batch) {
-  __shared__ Rise warp_sum[backward_threads / 32];
+  constexpr int warps_here = backward_threads / 32;
+  __shared__ double warp_sum[warps_here];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto* scores = static_cast<const T*>(a.rows.scores) + batch * a.rows.length;
-  Rise sum = {0, 0};
+  double sum = 0;
   for (std::int64_t i = threadIdx.x; i < a.rows.slots; i += backward_threads) {
     const auto slot = batch * a.rows.slots + i;
     const auto position = a.rows.positions[slot];
-    if (position < 0) continue;
-    sum.value += Phi::at(place_of(a, scores[position], solution)).slope * a.gate_gradient[slot];
+    if (position >= 0) sum += Phi::at(place_of(a, scores[position], solution)).slope * a.gate_gradient[slot];
   }
-  sum = sum_over_warp(sum);
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(all_lanes, sum, step);
   if (lane == 0) warp_sum[warp] = sum;
   __syncthreads();
-  return sum_over_warp(lane < backward_threads / 32 ? warp_sum[lane] : Rise{0, 0}).value / solution.slope;
+  double total = 0;
+  for (const double of_warp : warp_sum) total += of_warp;
+  return total / solution.slope;
 }
 
 /// A chunk of one batch row's score gradients: first as if no row were kept, then those of the kept rows in it.
