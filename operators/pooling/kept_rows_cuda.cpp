@@ -128,7 +128,6 @@ class KeptRowsKernel : public torch::autograd::Function<KeptRowsKernel> {
     context->save_for_backward(
         {when_learning(x), when_learning(scores), when_learning(lengths), s.positions, s.gates, s.solution});
     context->saved_data["length"] = x.size(1);
-    context->saved_data["keep_order"] = options.keep_order;
     context->saved_data["mask"] = reinterpret_cast<std::int64_t>(options.mask);
     context->saved_data["temperature"] = options.temperature;
     if (scores_learn) context->mark_non_differentiable({s.positions});
@@ -144,10 +143,9 @@ class KeptRowsKernel : public torch::autograd::Function<KeptRowsKernel> {
     const auto length = context->saved_data["length"].toInt();
     auto a = gather_arguments(positions, gates, length, out_gradient.size(2), out_gradient.scalar_type());
     a.out_gradient = out_gradient.const_data_ptr();
-    a.rising = context->saved_data["keep_order"].toBool();
     at::Tensor x_gradient, score_gradient;
     if (context->needs_input_grad(0)) {
-      x_gradient = gradient_buffer(a, {a.batch, length, a.width}, out_gradient.options());
+      x_gradient = at::empty({a.batch, length, a.width}, out_gradient.options());
       a.x_gradient = x_gradient.mutable_data_ptr();
     }
     if (x.defined() && context->needs_input_grad(1)) {
@@ -160,16 +158,12 @@ class KeptRowsKernel : public torch::autograd::Function<KeptRowsKernel> {
   }
 
  private:
-  static at::Tensor gradient_buffer(const RowGatherArguments& a, at::IntArrayRef sizes, const at::TensorOptions& options) {
-    return a.rising ? at::empty(sizes, options) : at::zeros(sizes, options);
-  }
-
   /// The backward pass with the gradient of the scores, which it returns.
   static at::Tensor run_with_scores(AutogradContext* context, RowGatherArguments& a, const at::Tensor& scores,
                                     const at::Tensor& lengths, const at::Tensor& positions, const at::Tensor& solution,
                                     const at::Tensor& kept_gradient) {
     if (!solution.defined()) {
-      auto score_gradient = gradient_buffer(a, scores.sizes(), scores.options());
+      auto score_gradient = at::empty_like(scores);
       a.scores = scores.const_data_ptr();
       a.float64_scores = scores.scalar_type() == at::kDouble;
       a.kept_gradient = kept_gradient.const_data_ptr();

@@ -5,21 +5,23 @@ namespace {
 
 using namespace row_gather;
 
-constexpr int rows_per_warp = 16;
-
 unsigned blocks_for(std::int64_t warps) {
   constexpr int warps_per_block = threads_per_block / 32;
   return static_cast<unsigned>((warps + warps_per_block - 1) / warps_per_block);
 }
 
-template <class T, int V, class S>
+cudaError_t zero(void* memory, std::int64_t elements, std::size_t size, cudaStream_t stream) {
+  return memory ? cudaMemsetAsync(memory, 0, static_cast<std::size_t>(elements) * size, stream) : cudaSuccess;
+}
+
+/// Zeros, then the kept rows over them: one kernel that writes both was slower than that.
+template <class T, int V>
 void launch_backward(const RowGatherArguments& a, cudaStream_t stream) {
-  if (a.rising) {
-    const auto warps = a.batch * ((a.length + rows_per_warp - 1) / rows_per_warp);
-    backward_by_source_kernel<T, V, S, rows_per_warp><<<blocks_for(warps), threads_per_block, 0, stream>>>(a);
-  } else {
-    backward_kernel<T, V, S><<<blocks_for(a.batch * a.slots), threads_per_block, 0, stream>>>(a);
-  }
+  const auto blocks = blocks_for(a.batch * a.slots);
+  if (zero(a.x_gradient, a.batch * a.length * a.width, sizeof(T), stream)) return;
+  if (zero(a.score_gradient, a.batch * a.length, a.float64_scores ? 8 : 4, stream)) return;
+  if (a.float64_scores) backward_kernel<T, V, double><<<blocks, threads_per_block, 0, stream>>>(a);
+  else backward_kernel<T, V, float><<<blocks, threads_per_block, 0, stream>>>(a);
 }
 
 /// The gather waits on the device for the selection before it, so that its blocks may be placed meanwhile.
@@ -40,8 +42,7 @@ void launch_forward(const RowGatherArguments& a, cudaStream_t stream) {
 template <class T, int V>
 void launch(const RowGatherArguments& a, bool forward, cudaStream_t stream) {
   if (forward) launch_forward<T, V>(a, stream);
-  else if (a.float64_scores) launch_backward<T, V, double>(a, stream);
-  else launch_backward<T, V, float>(a, stream);
+  else launch_backward<T, V>(a, stream);
 }
 
 /// 16-byte accesses where the row length and the addresses allow them, else element by element.

@@ -16,11 +16,10 @@ struct RowGatherArguments {
   std::int64_t batch = 0, length = 0, slots = 0, width = 0;
   Element element = Element::float32;
 
-  const void* out_gradient = nullptr;  ///< (batch, slots, width); backward only, as all below
-  bool rising = false;                 ///< positions rise: every row's gradients are written. Else those of named rows alone
-  void* x_gradient = nullptr;          ///< (batch, length, width); null: not wanted
-  double* dots = nullptr;              ///< (batch, slots): <x row, out gradient> where there is one; null: not wanted
-  const void* scores = nullptr;        ///< (batch, length), where the gates are the scores; as the two below
+  const void* out_gradient = nullptr;   ///< (batch, slots, width); backward only, as all below
+  void* x_gradient = nullptr;           ///< (batch, length, width); null: not wanted
+  double* dots = nullptr;               ///< (batch, slots): <x row, out gradient> where there is one; null: not wanted
+  const void* scores = nullptr;         ///< (batch, length), where the gates are the scores; as the two below
   const void* kept_gradient = nullptr;  ///< (batch, slots), dtype of the scores: gradient of the kept scores
   void* score_gradient = nullptr;       ///< (batch, length), dtype of the scores; null: not wanted
   bool float64_scores = false;

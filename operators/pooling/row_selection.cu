@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(threads) select_kernel(RowSelectionArguments a
   cudaTriggerProgrammaticLaunchCompletion();
   const auto segment = load_segment<T>(a, cached ? reinterpret_cast<Key<T>*>(memory) : nullptr);
   select_and_write(a, segment, workspace, memory + cached);
-  cg::this_cluster().sync();  // no block leaves while another may read its shared memory
+  sync_blocks(segment.blocks);  // no block leaves while another may read its shared memory
 }
 
 }  // namespace

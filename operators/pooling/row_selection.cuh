@@ -72,6 +72,16 @@ struct Workspace {
   int found_digit, found_rest, found_size;
 };
 
+/// A barrier of all blocks. cg::cluster_group::sync() has every thread wait for its writes to reach the device's memory;
+/// here one does so for its block, and in a cluster of one none needs to.
+__device__ inline void sync_blocks(int blocks) {
+  __syncthreads();
+  if (blocks == 1) return;
+  if (threadIdx.x == 0) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 /// A block's share of one batch row: `mine` valid rows from `first` on, in consecutive runs a warp.
 template <class T>
 struct Segment {
@@ -151,7 +161,6 @@ __device__ void find_digit(Workspace<T>& w, unsigned* histogram, int blocks, int
 template <class T>
 __device__ Limit<Key<T>> find_limit(const Segment<T>& s, Workspace<T>& w, int kept) {
   if (kept == s.valid) return {0, 0};
-  auto cluster = cg::this_cluster();
   constexpr int bits = 8 * sizeof(T);
   Key<T> prefix = 0;
   int rest = kept, turn = 0;
@@ -166,7 +175,7 @@ __device__ Limit<Key<T>> find_limit(const Segment<T>& s, Workspace<T>& w, int ke
       if (top == bits || (key >> top) == (prefix >> top))
         atomicAdd(histogram + (static_cast<unsigned>(key >> shift) & mask), 1u);
     }
-    cluster.sync();
+    sync_blocks(s.blocks);
     find_digit(w, histogram, s.blocks, rest);
     prefix |= static_cast<Key<T>>(w.found_digit) << shift;
     rest = w.found_rest;
@@ -208,7 +217,7 @@ __device__ Counts count_before(const Segment<T>& s, Workspace<T>& w, const Limit
   Counts before = {__reduce_add_sync(all_lanes, lane < warp ? of_lane.above : 0),
                    __reduce_add_sync(all_lanes, lane < warp ? of_lane.tied : 0)};
   if (warp == warps - 1 && lane == 0) w.block_counts = {before.above + mine.above, before.tied + mine.tied};
-  cluster.sync();
+  sync_blocks(s.blocks);
   const auto other = lane < s.block ? *cluster.map_shared_rank(&w.block_counts, lane) : Counts{0, 0};
   before.above += __reduce_add_sync(all_lanes, other.above);
   before.tied += __reduce_add_sync(all_lanes, other.tied);
@@ -285,7 +294,6 @@ __device__ double finite_gate(T score) {
 template <class T>
 __device__ Edge<Key<T>> select_and_write(const RowSelectionArguments& a, const Segment<T>& s, Workspace<T>& w,
                                          unsigned char* sorting) {
-  auto cluster = cg::this_cluster();
   const int slots = static_cast<int>(a.slots);
   const int kept = min(slots, s.valid);
   auto* positions = a.positions + s.batch * a.slots;
@@ -302,7 +310,7 @@ __device__ Edge<Key<T>> select_and_write(const RowSelectionArguments& a, const S
   const auto edge = emit_kept_rows(s, limit, before, write);
   for (int slot = kept + s.block * threads + threadIdx.x; slot < slots; slot += s.blocks * threads) write_row(slot, -1, 0);
   if (a.keep_order) return edge;
-  cluster.sync();
+  sync_blocks(s.blocks);
   if (s.block > 0) return edge;
   const int size = power_of_two_from(kept);
   auto* keys = reinterpret_cast<Key<T>*>(sorting);

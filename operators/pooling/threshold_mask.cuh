@@ -50,7 +50,7 @@ __device__ inline Rise sum_over_cluster(const Rise& sum, Sums& sums, int blocks,
     if (lane % 16 == 0) (blocks > 1 ? sums.block[turn] : sums.total)[half] = of_block;
   }
   if (blocks > 1) {
-    cluster.sync();
+    sync_blocks(blocks);
     if (warp == 0) {
       double of_cluster = lane % 16 < blocks ? *cluster.map_shared_rank(&sums.block[turn][half], lane % 16) : 0;
       for (int step = most_blocks / 2; step > 0; step /= 2) of_cluster += __shfl_xor_sync(all_lanes, of_cluster, step);
@@ -93,7 +93,7 @@ __device__ void share_edge(Edge<Key<T>> edge, Sums& sums, Workspace<T>& w, int b
       found[1] = edge.highest_left;
     }
   }
-  cluster.sync();
+  sync_blocks(blocks);
   edge = {~Key<T>(0), 0};
   if (lane < blocks) {
     const auto* there = cluster.map_shared_rank(found, lane);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(ThresholdMaskArguments
     const double mask = hard ? 1 : Phi::at(place_of(a, static_cast<const T*>(rows.kept)[slot], solution)).value;
     a.gates[slot] = rows.positions[slot] < 0 ? 0 : mask;
   }
-  cg::this_cluster().sync();
+  sync_blocks(segment.blocks);
 }
 
 constexpr int backward_threads = 256;
