@@ -72,14 +72,10 @@ struct Workspace {
   int found_digit, found_rest, found_size;
 };
 
-/// A barrier of all blocks. cg::cluster_group::sync() has every thread wait for its writes to reach the device's memory;
-/// here one does so for its block, and in a cluster of one none needs to.
+/// A barrier of all blocks. In a cluster of one a barrier of the block is cheaper.
 __device__ inline void sync_blocks(int blocks) {
-  __syncthreads();
-  if (blocks == 1) return;
-  if (threadIdx.x == 0) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  if (blocks == 1) __syncthreads();
+  else cg::this_cluster().sync();
 }
 
 /// A block's share of one batch row: `mine` valid rows from `first` on, in consecutive runs a warp.
