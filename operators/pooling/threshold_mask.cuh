@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(ThresholdMaskArguments
 }
 
 constexpr int backward_threads = 256;
-constexpr int most_chunks = 64;
+constexpr int most_chunks = 16;
 constexpr std::int64_t least_chunk = 1024;
 
 /// The mean gate gradient, weighted by phi'. Each block of a batch row computes it anew.
