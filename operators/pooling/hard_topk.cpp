@@ -1,3 +1,4 @@
+#include "operators/pooling/kept_rows.h"
 #include "operators/pooling/pooling.h"
 #include "operators/pooling/selection.h"
 
@@ -13,18 +14,25 @@ class HardTopk : public PoolingOperator {
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
+    if (auto pooled = keep_rows_by_kernel(x, scores, k, lengths, {gate(), keep_order_})) return *pooled;
     const auto positions = select_top_rows(scores, k, lengths, keep_order_);
     const auto rows = gather_rows(x, positions);
     const auto kept = gather_rows(nan_as_lowest(scores), positions);
     if (gradient_ == "none") return {rows, kept.detach(), positions};
-    const auto gate = at::nan_to_num(kept, 0.0, 1.0, 0.0).to(x.scalar_type()).unsqueeze(2);
-    if (gradient_ == "gated") return {rows * gate, kept, positions};
-    return {rows * (1 + gate - gate.detach()), kept, positions};
+    const auto factor = at::nan_to_num(kept, 0.0, 1.0, 0.0).to(x.scalar_type()).unsqueeze(2);
+    if (gradient_ == "gated") return {rows * factor, kept, positions};
+    return {rows * (1 + (factor - factor.detach())), kept, positions};
   }
 
   bool passes_score_gradient() const override { return gradient_ != "none"; }
+  std::string backend(const at::Device& device) const override { return kept_rows_backend(device); }
 
  private:
+  RowGate gate() const {
+    if (gradient_ == "none") return RowGate::none;
+    return gradient_ == "gated" ? RowGate::score : RowGate::straight_through;
+  }
+
   std::string gradient_;
   bool keep_order_;
 };

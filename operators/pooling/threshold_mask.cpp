@@ -1,5 +1,6 @@
 #include "operators/pooling/threshold_mask.h"
 
+#include "operators/pooling/kept_rows.h"
 #include "operators/pooling/selection.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -23,6 +24,9 @@ constexpr int newton_steps = 4;
 /// A gap that phi's rise fills but for this share counts as wide enough: where phi has kinks, the last digit of a score
 /// would else decide whether there is a gradient.
 constexpr double rounding = 1e-12;
+
+/// In a gap this wide any tau will do: all masks are 0 or 1.
+double hard_gap(const MaskFunction& phi, double temperature) { return (1 - rounding) * (phi.one - phi.zero) * temperature; }
 
 /// tau / T (B, 1) between `lower` and `upper`, for z = s / T (B, n) with -inf for rows that are not there.
 at::Tensor solve_threshold(const at::Tensor& z, std::int64_t k, at::Tensor lower, at::Tensor upper,
@@ -53,8 +57,8 @@ class ThresholdMaskFunction : public torch::autograd::Function<ThresholdMaskFunc
     const auto top = std::get<0>(scores.topk(std::min(k + 1, scores.size(1)), 1));
     const auto kth = top.narrow(1, k - 1, 1);
     const auto next = k < scores.size(1) ? top.narrow(1, k, 1) : at::full_like(kth, lowest);
-    // In a gap that phi's rise fits into any tau will do: all masks are 0 or 1. True also where there is no next score.
-    const auto hard = (next > kth - (1 - rounding) * (phi.one - phi.zero) * temperature).logical_not_();
+    // True also where there is no next score.
+    const auto hard = (next > kth - hard_gap(phi, temperature)).logical_not_();
 
     // Relative to the k-th score, so that scores far from 0 lose no digits.
     const auto z = (scores - kth) / temperature;
@@ -78,20 +82,40 @@ class ThresholdMaskFunction : public torch::autograd::Function<ThresholdMaskFunc
 
 class ThresholdMaskPooling : public PoolingOperator {
  public:
-  ThresholdMaskPooling(const MaskFunction& phi, const Options& options)
-      : phi_(phi), temperature_(options.real("temperature")), keep_order_(options.flag("keep_order")) {}
+  ThresholdMaskPooling(const std::string& name, const MaskFunction& phi, const Options& options)
+      : phi_(phi), temperature_(options.real("temperature")), keep_order_(options.flag("keep_order")) {
+    const auto kernel = threshold_mask_kernels().find(name);
+    if (kernel != threshold_mask_kernels().end()) kernel_ = &kernel->second;
+  }
 
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
+    if (kernel_ != nullptr)
+      if (auto pooled = keep_rows_by_kernel(x, scores, k, lengths, kernel_options())) return *pooled;
     const auto positions = select_top_rows(scores, k, lengths, keep_order_);
     const auto mask = threshold_mask(scores, k, lengths, temperature_, phi_);
     const auto gate = gather_rows(mask, positions).to(x.scalar_type()).unsqueeze(2);
     return {gather_rows(x, positions) * gate, gather_rows(nan_as_lowest(scores), positions), positions};
   }
 
+  std::string backend(const at::Device& device) const override {
+    return kernel_ != nullptr ? kept_rows_backend(device) : "aten";
+  }
+
  private:
+  KeptRowsOptions kernel_options() const {
+    return {.gate = RowGate::mask,
+            .keep_order = keep_order_,
+            .mask = kernel_,
+            .zero = phi_.zero,
+            .one = phi_.one,
+            .hard_gap = hard_gap(phi_, temperature_),
+            .temperature = temperature_};
+  }
+
   MaskFunction phi_;
+  const ThresholdMaskKernel* kernel_ = nullptr;
   double temperature_;
   bool keep_order_;
 };
@@ -136,9 +160,10 @@ PoolingVariant threshold_mask_variant(const ThresholdMask& family_member) {
                       .type = OptionType::boolean,
                       .fallback = true,
                       .meaning = "rows in source order, else by falling score"}};
+  const auto name = family_member.name;
   const auto phi = family_member.phi;
   const auto reference = family_member.reference;
-  variant.make = [phi](const Options& options) { return std::make_shared<ThresholdMaskPooling>(phi, options); };
+  variant.make = [name, phi](const Options& options) { return std::make_shared<ThresholdMaskPooling>(name, phi, options); };
   variant.reference = [reference](const Options& options) { return threshold_mask_reference(reference, options); };
   variant.cost = threshold_mask_cost;
   variant.sharp = {{"temperature", 1e-4}};

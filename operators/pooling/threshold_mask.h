@@ -24,7 +24,8 @@ inline constexpr double exponential_reach = 45;
 at::Tensor threshold_mask(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           double temperature, const MaskFunction& phi);
 
-/// What tells one member of the family from another.
+/// What tells one member of the family from another. A member NAME.cpp runs through ATen; beside it, NAME.cu may register
+/// its phi as a device function (`RegisterThresholdMaskKernel`), which then runs on CUDA.
 struct ThresholdMask {
   std::string name;
   std::string description;

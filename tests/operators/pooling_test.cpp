@@ -458,6 +458,12 @@ TEST_F(HardTopk, StraightThroughHasBareRowsAndTheScoreGradientOfGated) {
   }
 }
 
+TEST_F(HardTopk, StraightThroughRowsAreBareWhateverTheScoreAndTheDtype) {
+  const auto x = at::randn({1, 4, 3}).to(at::kBFloat16);
+  const auto scores = at::tensor({0.3f, 1e4f, -7.7f, 2.5f}).unsqueeze(0);
+  EXPECT_TRUE(at::equal(with("straight_through")->forward(x, scores, 4, std::nullopt).values, x));
+}
+
 TEST_F(HardTopk, WithoutGradientNothingReachesTheScoresAndKeptRowsPassTheirs) {
   const auto op = with("none");
   EXPECT_FALSE(op->passes_score_gradient());
