@@ -37,6 +37,8 @@ std::vector<Json> relaxations() {
   std::vector<Json> all;
   for (const double alpha : {3.0, 1e3}) all.push_back({{"name", "iterative_softmax"}, {"alpha", alpha}});
   for (const double temperature : {1e-3, 0.3}) all.push_back({{"name", "softsort"}, {"temperature", temperature}});
+  // Mild enough that rounds in a row do not amplify the last digits.
+  for (const double temperature : {1.0, 3.0}) all.push_back({{"name", "relaxed_subset"}, {"temperature", temperature}});
   return all;
 }
 
@@ -91,7 +93,9 @@ void expect_as_on_the_cpu(const Json& value, const Sizes& s, const std::string& 
   EXPECT_TRUE(at::equal(device[2].cpu(), host[2])) << "positions";
   for (const std::size_t i : {0, 1, 3, 4}) {
     const double largest = std::max(1.0, host[i].abs().max().item<double>());
-    const double tolerance = tolerance_of(i == 1 ? at::kFloat : dtype);
+    // Half types: a mixture that is a product takes the weights' gradients in them, rounded.
+    const bool rounded = half && i == 4 && value["name"] == "relaxed_subset";
+    const double tolerance = rounded ? 0.1 : tolerance_of(i == 1 ? at::kFloat : dtype);
     EXPECT_TRUE(close(device[i].cpu().to(at::kDouble), host[i].to(at::kDouble), tolerance, tolerance * largest))
         << "result " << i;
   }
