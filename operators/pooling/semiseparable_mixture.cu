@@ -12,11 +12,18 @@ namespace {
 
 constexpr int lanes = 32;
 constexpr unsigned every_lane = 0xffffffffu;
-constexpr int scan_warps = 16;  // segments of ranks that a block scans at once
 constexpr int rank_threads = 1024;
 constexpr int rest_threads = 256;
 constexpr int rest_rows = 256;  // most rows of one part
-constexpr int batch_of_loads = 8;
+
+/// How a block scans: segments of ranks, one a warp, and loads that a lane has under way. Together they fill the registers:
+/// the forward scan of both sides is quicker with longer segments, all others with more of them.
+template <int Warps, int Loads>
+struct Shape {
+  static constexpr int warps = Warps, loads = Loads, threads = Warps * lanes;
+};
+using Many = Shape<32, 4>;
+using Long = Shape<16, 8>;
 
 template <class T>
 struct Compute {
@@ -253,10 +260,10 @@ struct Scan {
 };
 
 /// From each warp's scan of its own segment, the state in which that segment starts; `before` is what stands before all.
-template <class C, int N>
+template <int Warps, class C, int N>
 __device__ Scan<C, N> start_of_segment(const Scan<C, N>& own, const Scan<C, N>& before, bool upward) {
-  __shared__ C sums[scan_warps][2 * N][lanes];
-  __shared__ C totals[scan_warps];
+  __shared__ C sums[Warps][2 * N][lanes];
+  __shared__ C totals[Warps];
   const int lane = threadIdx.x % lanes, warp = threadIdx.x / lanes, warps = blockDim.x / lanes;
   __syncthreads();
 #pragma unroll
@@ -282,15 +289,15 @@ __device__ Scan<C, N> start_of_segment(const Scan<C, N>& own, const Scan<C, N>& 
 }
 
 /// Calls use(t, item) for t from first to last - 1, or down from it, after load(t, item) of several at once.
-template <class Item, class Load, class Use>
+template <class Item, int Loads, class Load, class Use>
 __device__ void walk(int first, int last, bool downward, const Load& load, const Use& use) {
-  for (int begin = first; begin < last; begin += batch_of_loads) {
-    Item items[batch_of_loads];
+  for (int begin = first; begin < last; begin += Loads) {
+    Item items[Loads];
 #pragma unroll
-    for (int i = 0; i < batch_of_loads; ++i)
+    for (int i = 0; i < Loads; ++i)
       if (begin + i < last) load(downward ? first + last - 1 - begin - i : begin + i, items[i]);
 #pragma unroll
-    for (int i = 0; i < batch_of_loads; ++i)
+    for (int i = 0; i < Loads; ++i)
       if (begin + i < last) use(downward ? first + last - 1 - begin - i : begin + i, items[i]);
   }
 }
@@ -439,7 +446,7 @@ __device__ int weigh_rest(const SemiseparableArguments& a, std::int64_t b, int f
 /// The first blocks, one a batch row, sum the scores; the others sum the rows past the top, part by part: groups of threads
 /// take every so many rows, V columns a thread.
 template <class T, int V>
-__global__ void __launch_bounds__(rest_threads) rest_kernel(SemiseparableArguments a) {
+__global__ void __launch_bounds__(rest_threads, 4) rest_kernel(SemiseparableArguments a) {
   using C = typename Compute<T>::type;
   __shared__ C weight[rest_rows];
   __shared__ int row[rest_rows];
@@ -522,9 +529,9 @@ __device__ void store_row(T* to, const C (&row)[V]) {
 }
 
 /// The parts' sums of this lane's columns, the same in every warp.
-template <class C, int V>
+template <int Warps, class C, int V>
 __device__ Scan<C, V> sum_of_rest(const SemiseparableArguments& a, const Place& p) {
-  __shared__ C sums[scan_warps][2 * V][lanes];
+  __shared__ C sums[Warps][2 * V][lanes];
   C own[2][V] = {};
   const C* rest = static_cast<const C*>(a.rest) + p.b * a.splits * 2 * a.width + p.column;
 #pragma unroll 2
@@ -554,8 +561,8 @@ struct MixItem {
   C x[V], weighed_above[V], above[V], decay;
 };
 
-template <class T, int V, bool two_sided>
-__global__ void __launch_bounds__(scan_warps* lanes) mix_kernel(SemiseparableArguments a, int slabs) {
+template <class T, int V, bool two_sided, class Scans>
+__global__ void __launch_bounds__(Scans::threads) mix_kernel(SemiseparableArguments a, int slabs) {
   using C = typename Compute<T>::type;
   using Item = MixItem<C, V>;
   const Place p(a, slabs, V);
@@ -577,18 +584,18 @@ __global__ void __launch_bounds__(scan_warps* lanes) mix_kernel(SemiseparableArg
     item.decay = t > 0 ? decay[t - 1] : C(-1);
   };
 
-  const auto rest = sum_of_rest<C, V>(a, p);
+  const auto rest = sum_of_rest<Scans::warps, C, V>(a, p);
   Scan<C, V> scan;
   if constexpr (two_sided) {
     scan.clear();
-    walk<Item>(first, last, false, load_up, [&](int, const Item& item) {
+    walk<Item, Scans::loads>(first, last, false, load_up, [&](int, const Item& item) {
       scan.step(item.decay);
       scan.add(item.x);
     });
     Scan<C, V> nothing;
     nothing.clear();
-    scan = start_of_segment(scan, nothing, /*upward=*/false);
-    walk<Item>(first, last, false, load_up, [&](int t, const Item& item) {
+    scan = start_of_segment<Scans::warps>(scan, nothing, /*upward=*/false);
+    walk<Item, Scans::loads>(first, last, false, load_up, [&](int t, const Item& item) {
       scan.step(item.decay);
       C all[V];
 #pragma unroll
@@ -601,18 +608,18 @@ __global__ void __launch_bounds__(scan_warps* lanes) mix_kernel(SemiseparableArg
     });
   }
   scan.clear();
-  walk<Item>(first, last, true, load_down, [&](int, const Item& item) {
+  walk<Item, Scans::loads>(first, last, true, load_down, [&](int, const Item& item) {
     scan.step(item.decay);
     scan.add(item.x);
   });
-  scan = start_of_segment(scan, rest, /*upward=*/true);
+  scan = start_of_segment<Scans::warps>(scan, rest, /*upward=*/true);
   const auto load_with_above = [&](int t, Item& item) {
     load_down(t, item);
     if (!two_sided || !p.inside) return;
     load_row<C>(mean + t * a.width, item.weighed_above);
     load_row<C>(slope + t * a.width, item.above);
   };
-  walk<Item>(first, last, true, load_with_above, [&](int t, const Item& item) {
+  walk<Item, Scans::loads>(first, last, true, load_with_above, [&](int t, const Item& item) {
     scan.step(item.decay);
     scan.add(item.x);
     C result[V], derivative[V];
@@ -642,8 +649,8 @@ struct FlowItem {
 };
 
 /// Gradients of the top rows, and what those past the top take from all outputs.
-template <class T, int V, bool two_sided>
-__global__ void __launch_bounds__(scan_warps* lanes) flow_kernel(SemiseparableArguments a, int slabs) {
+template <class T, int V, bool two_sided, class Scans>
+__global__ void __launch_bounds__(Scans::threads) flow_kernel(SemiseparableArguments a, int slabs) {
   using C = typename Compute<T>::type;
   using Item = FlowItem<C, V>;
   const Place p(a, slabs, V);
@@ -689,12 +696,12 @@ __global__ void __launch_bounds__(scan_warps* lanes) flow_kernel(SemiseparableAr
   Scan<C, V + 1> scan, nothing;
   nothing.clear();
   scan.clear();
-  walk<Item>(first, last, false, load_down, [&](int, const Item& item) {
+  walk<Item, Scans::loads>(first, last, false, load_down, [&](int, const Item& item) {
     scan.step(item.decay);
     scan.add(item.flow);
   });
-  scan = start_of_segment(scan, nothing, /*upward=*/false);
-  walk<Item>(
+  scan = start_of_segment<Scans::warps>(scan, nothing, /*upward=*/false);
+  walk<Item, Scans::loads>(
       first, last, false,
       [&](int t, Item& item) {
         load_down(t, item);
@@ -737,12 +744,12 @@ __global__ void __launch_bounds__(scan_warps* lanes) flow_kernel(SemiseparableAr
   }
   if constexpr (two_sided) {
     scan.clear();
-    walk<Item>(first, last, true, load_up, [&](int, const Item& item) {
+    walk<Item, Scans::loads>(first, last, true, load_up, [&](int, const Item& item) {
       scan.step(item.decay);
       scan.add(item.flow);
     });
-    scan = start_of_segment(scan, nothing, /*upward=*/true);
-    walk<Item>(
+    scan = start_of_segment<Scans::warps>(scan, nothing, /*upward=*/true);
+    walk<Item, Scans::loads>(
         first, last, true,
         [&](int t, Item& item) {
           load_up(t, item);
@@ -872,9 +879,10 @@ void launch(const SemiseparableArguments& a, bool forward, cudaStream_t stream) 
   const auto blocks = static_cast<unsigned>(a.batch * slabs);
   if (forward) {
     rest_kernel<T, Wide><<<static_cast<unsigned>(a.batch * (1 + a.splits)), rest_threads, 0, stream>>>(a);
-    mix_kernel<T, V, two_sided><<<blocks, scan_warps * lanes, 0, stream>>>(a, slabs);
+    using Scans = std::conditional_t<two_sided, Long, Many>;
+    mix_kernel<T, V, two_sided, Scans><<<blocks, Scans::threads, 0, stream>>>(a, slabs);
   } else {
-    flow_kernel<T, V, two_sided><<<blocks, scan_warps * lanes, 0, stream>>>(a, slabs);
+    flow_kernel<T, V, two_sided, Many><<<blocks, Many::threads, 0, stream>>>(a, slabs);
     const auto warps = a.batch * ((a.length + rows_a_warp - 1) / rows_a_warp);
     const auto rest_blocks = static_cast<unsigned>((warps * lanes + rest_threads - 1) / rest_threads);
     rest_gradient_kernel<T, Wide><<<rest_blocks, rest_threads, 0, stream>>>(a, slabs);
@@ -884,9 +892,10 @@ void launch(const SemiseparableArguments& a, bool forward, cudaStream_t stream) 
 template <class T>
 const char* dispatch(const SemiseparableArguments& a, bool forward, cudaStream_t stream) {
   constexpr int Wide = 16 / sizeof(T);
+  constexpr int V = sizeof(T) == 8 ? 1 : 2;  // what shared memory holds of every warp
   const bool wide = a.width % Wide == 0 && aligned(a, 16);
-  if (a.two_sided) wide ? launch<T, 2, Wide, true>(a, forward, stream) : launch<T, 1, 1, true>(a, forward, stream);
-  else wide ? launch<T, 2, Wide, false>(a, forward, stream) : launch<T, 1, 1, false>(a, forward, stream);
+  if (a.two_sided) wide ? launch<T, V, Wide, true>(a, forward, stream) : launch<T, 1, 1, true>(a, forward, stream);
+  else wide ? launch<T, V, Wide, false>(a, forward, stream) : launch<T, 1, 1, false>(a, forward, stream);
   return launched();
 }
 
@@ -904,7 +913,7 @@ const char* dispatch(const SemiseparableArguments& a, bool forward, void* stream
 }  // namespace
 
 std::int64_t semiseparable_splits(std::int64_t batch, std::int64_t length) {
-  constexpr std::int64_t blocks_at_once = 528;  // four a multiprocessor
+  constexpr std::int64_t blocks_at_once = 512;  // less than four a multiprocessor, since others sum the scores
   const auto fewest = (length + rest_rows - 1) / rest_rows, most = (length + lanes - 1) / lanes;
   return std::clamp((blocks_at_once + batch - 1) / batch, fewest, most);
 }
