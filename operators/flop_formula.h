@@ -9,10 +9,12 @@
 
 namespace transpool {
 
-/// FLOPs of one dispatched call. `recomputed` is the part of `total` that repeats forward work in a backward call.
+/// FLOPs of one dispatched call. `recomputed` is the part of `total` that repeats forward work in a backward call; `spared`,
+/// no part of it, is what the matrix products that the call stands for would take beyond it.
 struct CallFlops {
   double total = 0;
   double recomputed = 0;
+  double spared = 0;
 };
 
 /// Reads the call's FLOPs off its arguments' shapes.

@@ -1,5 +1,6 @@
 #include "operators/pooling/mixture.h"
 #include "operators/pooling/ranking.h"
+#include "operators/pooling/semiseparable_mixture.h"
 
 namespace transpool {
 namespace {
@@ -13,6 +14,8 @@ class IterativeSoftmax : public PoolingOperator {
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
+    if (form_ == "score" && semiseparable_takes(x, scores))
+      return semiseparable_mixture(x, scores, k, lengths, {.sharpness = alpha_, .two_sided = false});
     const auto clean = clean_scores(scores, lengths);
     const auto ranking = rank_scores(clean, lengths);
     auto highest = ranking.scores.narrow(1, 0, k).unsqueeze(2);
@@ -25,6 +28,9 @@ class IterativeSoftmax : public PoolingOperator {
     const auto round = at::arange(k, ranking.ranks.options()).unsqueeze(1);
     const auto weights = mixture_softmax(logits, lengths, ranking.ranks.unsqueeze(1) < round);
     return mix_rows(x, scores, weights, lengths, ranking.order.narrow(1, 0, k));
+  }
+  std::string backend(const at::Device& device) const override {
+    return form_ == "score" && semiseparable_runs_on(device) ? "cuda" : "aten";
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "operators/pooling/mixture.h"
 #include "operators/pooling/ranking.h"
+#include "operators/pooling/semiseparable_mixture.h"
 
 namespace transpool {
 namespace {
@@ -12,12 +13,17 @@ class SoftSort : public PoolingOperator {
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
+    if (power_ == 1 && semiseparable_takes(x, scores))
+      return semiseparable_mixture(x, scores, k, lengths, {.sharpness = 1 / temperature_, .two_sided = true});
     const auto clean = clean_scores(scores, lengths);
     const auto ranking = rank_scores(clean, lengths);
     const auto difference = ranking.scores.narrow(1, 0, k).unsqueeze(2) - clean.unsqueeze(1);
     const auto distance = power_ == 1 ? difference.abs() : difference.square();
     const auto weights = mixture_softmax(distance * (-1 / temperature_), lengths);
     return mix_rows(x, scores, weights, lengths, ranking.leaders.narrow(1, 0, k));
+  }
+  std::string backend(const at::Device& device) const override {
+    return power_ == 1 && semiseparable_runs_on(device) ? "cuda" : "aten";
   }
 
  private:

@@ -23,6 +23,7 @@ std::unique_ptr<at::ObserverContext> on_call(const at::RecordFunction& call) {
     if (counted != nullptr) {
       counted->total += flops.total;
       counted->recomputed += flops.recomputed;
+      counted->spared += flops.spared;
       counted->calls[call.name()] += flops.total;
     }
   }

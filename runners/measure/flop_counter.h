@@ -9,6 +9,7 @@ namespace transpool {
 struct CountedFlops {
   double total = 0;
   double recomputed = 0;                ///< part of total: backward calls that repeat forward work (flash attention)
+  double spared = 0;                    ///< no part of total: products that structure of a factor makes needless
   std::map<std::string, double> calls;  ///< dispatcher name -> FLOPs
 };
 

@@ -132,6 +132,7 @@ void measure_flops(Workload& workload, Record& record) {
   if (workload.backward)
     for (const auto& [cause, flops] : cost.backward_differences) name_cause(cause, flops);
   name_cause("flash_recompute", observed.recomputed);
+  name_cause("spared_by_structure", -observed.spared);
   const double left = observed.total - declared - explained;
   const double scale = std::max(std::abs(declared), 1.0);
   for (const auto& [name, value] : {std::pair{"flops_model", declared}, std::pair{"flops_executed", observed.total}})
