@@ -31,6 +31,12 @@ class PoolingOperator {
   virtual Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                          const std::optional<at::Tensor>& lengths) const = 0;
 
+  /// Which part of the valid rows of x a call reads, where that depends on the scores; nothing where it does not.
+  virtual std::optional<double> rows_read(const at::Tensor&, const at::Tensor&, std::int64_t,
+                                          const std::optional<at::Tensor>&) const {
+    return std::nullopt;
+  }
+
   /// Whether the loss reaches the scores through this operator.
   virtual bool passes_score_gradient() const { return true; }
 

@@ -42,6 +42,15 @@ class SuccessiveHalving : public PoolingOperator {
             tournament.positions};
   }
 
+  std::optional<double> rows_read(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                                  const std::optional<at::Tensor>& lengths) const override {
+    const auto tournament = run_tournament(scores.detach(), k, lengths, tournament_);
+    const auto weights = tournament.weights.to(accumulation_dtype(x.scalar_type()));
+    const auto read = (weights != 0).logical_and(worthwhile_weights(weights, skipped_weight(options_, x.scalar_type())));
+    const auto valid = (tournament.rows >= 0).sum().item<double>();
+    return valid == 0 ? 1 : read.sum().item<double>() / valid;
+  }
+
   std::string backend(const at::Device& device) const override { return weighted_gather_backend(device); }
 
  private:

@@ -102,6 +102,18 @@ void measure_pass(const Cell& cell, const std::shared_ptr<Pass>& pass, const std
   measure_workload(cell, workload, record);
 }
 
+/// Variants that skip rows of x say how many they read of these.
+void note_rows_read(const PoolingPass& pass, Record& record) {
+  const auto share = pass.op->rows_read(pass.x, pass.scores, pass.shape.pooled_length, pass.lengths);
+  if (!share) return;
+  record.details["rows_read_share"] = *share;
+  record.summaries.push_back({.name = "rows_read",
+                              .unit = "share",
+                              .value = *share,
+                              .higher_is_better = false,
+                              .meaning = "part of the valid rows of x that the forward pass reads"});
+}
+
 void measure_pooling(const Cell& cell, Record& record) {
   const auto& values = cell.values;
   const auto selection = pooling_registry().select(values.raw("pooling"));
@@ -113,6 +125,7 @@ void measure_pooling(const Cell& cell, Record& record) {
   pass->device = device_from_name(cell.device);
   pass->backward = values.text("pass") == "forward+backward";
   pass->draw();
+  note_rows_read(*pass, record);
   measure_pass(cell, pass, selection.variant->reference(selection.options),
                selection.variant->cost(pass->shape, selection.options), record);
   if (asks_for_selection(cell)) measure_selection(cell, selection, *pass, record);
