@@ -10,9 +10,10 @@ namespace cg = cooperative_groups;
 
 constexpr int lanes = 32;
 constexpr unsigned every_lane = 0xffffffffu;
-constexpr int threads = 1024;
+constexpr int threads = 512;
 constexpr int cluster_blocks = 8;  // the largest that every device of the architecture takes
-constexpr int most_items = 4;      // columns a thread holds
+constexpr int most_items = 8;      // columns a thread holds
+constexpr int few_items = 4;       // as many before blocks are added: smaller clusters wait less, and all run at once
 constexpr double floor_logit = -1e300;
 
 /// Sums of several numbers over the cluster of one batch row, always in the same order. Blocks write into each other's
@@ -246,7 +247,7 @@ const char* launch(Kernel* kernel, const RelaxedSubsetArguments& a, int blocks, 
 template <class S, int Items>
 const char* run(const RelaxedSubsetArguments& a, bool forward, cudaStream_t stream) {
   int blocks = 1;
-  while (blocks < cluster_blocks && blocks * threads < a.length) blocks *= 2;
+  while (blocks < cluster_blocks && blocks * threads * Items < a.length) blocks *= 2;
   return forward ? launch(forward_kernel<S, Items>, a, blocks, stream)
                  : launch(backward_kernel<S, Items>, a, blocks, stream);
 }
@@ -254,7 +255,8 @@ const char* run(const RelaxedSubsetArguments& a, bool forward, cudaStream_t stre
 template <class S>
 const char* run(const RelaxedSubsetArguments& a, bool forward, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (a.length <= cluster_blocks * threads) return run<S, 1>(a, forward, cuda_stream);
+  if (a.length <= threads) return run<S, 1>(a, forward, cuda_stream);
+  if (a.length <= cluster_blocks * threads * few_items) return run<S, few_items>(a, forward, cuda_stream);
   return run<S, most_items>(a, forward, cuda_stream);
 }
 
