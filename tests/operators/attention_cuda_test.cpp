@@ -1,5 +1,6 @@
 // ctest-labels: gpu
 #include "operators/attention/attention.h"
+#include "operators/attention/lsh_kernels.h"
 #include "runners/measure/cuda_graph.h"
 #include "tests/operators/variants.h"
 
@@ -126,6 +127,29 @@ TEST_F(AttentionCuda, LshIsItsReference) {
                                {{"name", "lsh"}, {"bucket", 16}, {"rounds", 3}, {"seed", 1}},
                                {{"name", "lsh"}, {"bucket", 64}, {"seed", 1}}},
                               {1, 2, 17, 77}, at::kCUDA);
+}
+
+TEST_F(AttentionCuda, LshKernelsAreTheReference) {
+  for (const auto& [bucket, rounds, width] : {std::tuple{64, 1, 64}, {64, 4, 64}, {32, 3, 64}, {64, 8, 32}, {32, 2, 128}})
+    for (const std::int64_t n : {64, 65, 200})
+      for (const bool causal : {false, true})
+        for (const bool masked : {false, true})
+          for (const auto& [dtype, layout] :
+               {std::pair{at::kBFloat16, "heads"}, {at::kBFloat16, "packed"}, {at::kHalf, "rows"}})
+            expect_reference({{"name", "lsh"}, {"bucket", bucket}, {"rounds", rounds}, {"seed", 1}},
+                             {.n = n, .width = width, .causal = causal, .masked = masked, .dtype = dtype, .layout = layout},
+                             at::kCUDA);
+}
+
+TEST_F(AttentionCuda, LshHashesAsItsProductsDo) {
+  const auto q = at::randn({2, 3, 1000, 64}, at::kCUDA), planes = at::randn({3, 4, 64, 37}, at::kCUDA);
+  const auto hashes = hash_by_kernel(q, planes);
+  ASSERT_TRUE(hashes.has_value());
+  const auto sides = at::matmul(q.to(at::kDouble).unsqueeze(2), planes.to(at::kDouble));
+  const auto all = at::cat({sides, -sides}, 4);
+  const auto chosen = all.gather(4, hashes->to(at::kLong).unsqueeze(4)).squeeze(4);
+  EXPECT_LT((std::get<0>(all.max(4)) - chosen).max().item<double>(), 1e-4);
+  EXPECT_TRUE(at::equal(*hash_by_kernel(q.to(at::kDouble), planes), *hashes));
 }
 
 TEST_F(AttentionCuda, WidthsThatFlashDoesNotTakeAreComputedToo) {
