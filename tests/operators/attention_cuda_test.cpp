@@ -2,6 +2,8 @@
 #include "operators/attention/attention.h"
 #include "operators/attention/lsh_kernels.h"
 #include "runners/measure/cuda_graph.h"
+#include "runners/measure/level.h"
+#include "runners/sweep/settings.h"
 #include "tests/operators/variants.h"
 
 #include <torch/cuda.h>
@@ -197,6 +199,35 @@ TEST_F(AttentionCuda, BothPassesAreCapturedByAGraphThatReadsTheLengthsAnew) {
       const auto expected = pass(*op, inputs, mask, cotangent);
       for (std::size_t i = 0; i < results.size(); ++i) EXPECT_LT(relative_distance(results[i], expected[i]), 1e-2) << i;
     }
+}
+
+TEST_F(AttentionCuda, DeclaredFlopsAgreeWithTheObservedOnes) {
+  for (const Json& attention :
+       {Json{{"name", "blockwise"}, {"chunk", 64}}, Json{{"name", "sliding_window"}, {"window", 33}},
+        Json{{"name", "sliding_window"}, {"window", 33}, {"global_tokens", 9}}, Json{{"name", "lsh"}, {"seed", 1}}})
+    for (const bool causal : {false, true})
+      for (const auto* lengths : {"full", "random"})
+        for (const auto* dtype : {"bfloat16", "float32"}) {
+          Json given = {{"operator", "attention"}, {"attention", attention}, {"causal", causal},
+                        {"lengths", lengths},      {"dtype", dtype},         {"batch", 2},
+                        {"source_length", 200},    {"width", 128},           {"heads", 2}};
+          const auto specs = settings_of("operator");
+          for (const auto& spec : specs) {
+            if (given.contains(spec.name)) given[spec.name] = resolve_setting(spec, given[spec.name], {});
+            else if (spec.type == OptionType::variant && !spec.fallback.is_null())
+              given[spec.name] = resolve_setting(spec, spec.fallback, {});
+          }
+          Cell cell;
+          cell.level = "operator";
+          cell.measure = {"flops"};
+          cell.device = "cuda";
+          cell.values = Options(specs, given, "setting", {});
+          const auto record = measure_cell(cell);
+          SCOPED_TRACE(attention.dump() + (causal ? " causal " : " ") + lengths + " " + dtype);
+          EXPECT_EQ(record.status, Status::ok) << record.reason;
+          EXPECT_LT(std::abs(record.details["flops"]["unexplained_share"].get<double>()), 1e-3)
+              << record.details["flops"].dump();
+        }
 }
 
 }  // namespace
