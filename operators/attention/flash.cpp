@@ -78,6 +78,7 @@ SegmentBounds segment_bounds(Segments kind, const SequenceForm& form, const std:
                                            .repeat = form.sequences_per_length(),
                                            .n = form.rows,
                                            .chunk = chunk,
+                                           .key_rows = kind == Segments::global ? global : form.rows,
                                            .global = global,
                                            .form = kind,
                                            .query_starts = bounds.queries.mutable_data_ptr<int>(),

@@ -18,7 +18,7 @@ __global__ void segments_kernel(SegmentArguments a, std::int64_t chunks, int cou
   const std::int64_t id = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
   if (id == 0) {
     a.query_starts[a.sequences * chunks * count] = static_cast<int>(a.sequences * a.n);
-    a.key_starts[a.sequences * chunks * count] = static_cast<int>(a.sequences * a.n);
+    a.key_starts[a.sequences * chunks * count] = static_cast<int>(a.sequences * a.key_rows);
   }
   if (id >= a.sequences * chunks) return;
   const std::int64_t sequence = id / chunks, first = id % chunks * a.chunk;
@@ -38,7 +38,7 @@ __global__ void segments_kernel(SegmentArguments a, std::int64_t chunks, int cou
   }
   for (int s = 0; s < count; ++s) {
     a.query_starts[id * count + s] = static_cast<int>(sequence * a.n + first + q[s]);
-    a.key_starts[id * count + s] = static_cast<int>(sequence * a.n + first + k[s]);
+    a.key_starts[id * count + s] = static_cast<int>(sequence * a.key_rows + first + k[s]);
   }
 }
 

@@ -12,7 +12,7 @@ enum class Segments {
   aligned,  ///< valid queries with valid keys
   padded,   ///< the other queries with valid keys
   window,   ///< the valid rows from the g-th on among themselves
-  global,   ///< the queries from the g-th on with the valid keys among the first g
+  global,   ///< the queries from the g-th on with the valid keys among the first g; keys are these g alone
   suffix,   ///< all queries with the keys whose distance before the end of the valid rows is in [g, length)
 };
 
@@ -34,6 +34,7 @@ struct SegmentArguments {
   const std::int64_t* lengths = nullptr;  ///< (sequences / repeat); nullptr: all rows are valid
   std::int64_t sequences = 0, repeat = 1;
   std::int64_t n = 0, chunk = 0;  ///< rows of a sequence and of a chunk
+  std::int64_t key_rows = 0;      ///< keys of a sequence
   std::int64_t global = 0;
   Segments form = Segments::whole;
   int* query_starts = nullptr;  ///< segments + 1

@@ -29,6 +29,15 @@ struct WindowCalls {
   SegmentCall leading(const at::Tensor& like) const {
     return {segment_bounds(Segments::global, form, lengths, form.rows, options.global, like), form.rows, options.global};
   }
+  /// The first rows of the sequences, packed: the gradient of keys that no query sees would be written for all rows.
+  at::Tensor first_rows(const at::Tensor& t) const {
+    const SequenceForm first{form.batch, form.heads, options.global, form.by_head};
+    return first.packed(form.heads_of(t).narrow(2, 0, options.global));
+  }
+  void add_to_first_rows(const at::Tensor& to, const at::Tensor& t) const {
+    const SequenceForm first{form.batch, form.heads, options.global, form.by_head};
+    form.heads_of(to).narrow(2, 0, options.global).add_(first.heads_of(t));
+  }
 };
 
 /// The first `window` rows after the valid ones against the last `window` valid ones, copied out: the i-th sees the i-th key
@@ -100,7 +109,7 @@ class WindowFunction : public torch::autograd::Function<WindowFunction> {
     result.out = result.out.contiguous();
     if (calls.lengths) attend_padded(calls, q, k, v, result);
     if (calls.options.global > 0) {
-      auto leading = attend_segments(q, k, v, calls.leading(q));
+      auto leading = attend_segments(q, calls.first_rows(k), calls.first_rows(v), calls.leading(q));
       leading.out = leading.out.contiguous();
       join(result, leading);
       calls.form.heads_of(result.out).narrow(2, 0, calls.options.global).copy_(*global_rows);
@@ -128,8 +137,11 @@ class WindowFunction : public torch::autograd::Function<WindowFunction> {
     if (calls.lengths) add_padded_gradients(calls, out_gradient, q, k, v, result, gradients);
     at::Tensor global_gradient;
     if (calls.options.global > 0) {
-      const auto leading = attend_segments_backward(out_gradient, q, k, v, result, calls.leading(q));
-      for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i].add_(leading[i]);
+      const auto leading =
+          attend_segments_backward(out_gradient, q, calls.first_rows(k), calls.first_rows(v), result, calls.leading(q));
+      gradients[0].add_(leading[0]);
+      calls.add_to_first_rows(gradients[1], leading[1]);
+      calls.add_to_first_rows(gradients[2], leading[2]);
       global_gradient = calls.form.heads_of(out_gradient).narrow(2, 0, calls.options.global);
     }
     return {gradients[0], gradients[1], gradients[2], global_gradient, at::Tensor()};
