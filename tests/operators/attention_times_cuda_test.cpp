@@ -111,6 +111,18 @@ TEST(Times, ZBlockwise) {
     return at::scaled_dot_product_attention(s(t[0]), s(t[1]), s(t[2])).view({b, h, -1, e});
   };
   row("sdpa on (B h n/c, 1, c, e)", q, sdpa);
+  const auto padded = at::zeros({b * 16, 1, 1, c}, ready[0].options());
+  padded.select(0, 5).narrow(2, 100, c - 100).fill_(-30000);
+  const auto bias = padded.expand({b * 16, 1, c, c});
+  row("peer: sdpa with a dense bool mask on ready chunks", ready, [&](const Ts& t) {
+    return at::scaled_dot_product_attention(t[0], t[1], t[2], (bias == 0).expand({b * 16, 1, c, c}));
+  });
+  row("cudnn with a broadcast bias on ready chunks", ready, [&](const Ts& t) {
+    return std::get<0>(at::_scaled_dot_product_cudnn_attention(t[0], t[1], t[2], bias, t[0].requires_grad()));
+  });
+  row("cudnn with a whole bias on ready chunks", ready, [&](const Ts& t) {
+    return std::get<0>(at::_scaled_dot_product_cudnn_attention(t[0], t[1], t[2], bias.contiguous(), t[0].requires_grad()));
+  });
   for (const bool rows : {true, false})
     for (const std::int64_t n : {8192, 8100})
       for (const std::string kind : {"whole", "full", "random"}) {
