@@ -258,35 +258,46 @@ __device__ void add_weighted(float (&sum)[E / 8][4], const float (&first)[4], co
 // ---- attention
 
 /// What is known of one row of a tile.
-struct Row {
-  uint4 chunks;  ///< its chunk in each round
+struct alignas(16) Row {
+  uint4 chunks;  ///< its chunk in each round, two to a word
+  int seen;      ///< its place in the sequence as a key; no_key where none may see it
+  float factor;  ///< what makes a logit, in units of log 2, of its product as a key: log2 e / (sqrt(e) |q|)
   int place;     ///< in the sequence; -1: there is no such row
-  float factor;  ///< what makes a logit of its product as a key: log2 e / (sqrt(e) |q|)
 };
 
-struct Pairs {
-  int rounds, length;
-  bool causal;
+constexpr int no_key = -2;
+constexpr unsigned half_tops = 0x80008000u;
 
-  /// The logit, in units of log 2, of a product of a query and a key; -inf where they are no pair.
-  __device__ float logit(float product, const Row& query, const Row& key, bool& self) const {
-    self = query.place == key.place;
-    if (query.place < 0 || key.place < 0 || query.place >= length || key.place >= length) return -INFINITY;
-    if (self) return self_logit;
-    if (causal && key.place > query.place) return -INFINITY;
-    float value = product * key.factor;
-    if (rounds > 1) {
-      // Rounds that do not exist count once each: both chunks are zero there.
-      const int shown = shows(query.chunks.x, key.chunks.x) + shows(query.chunks.y, key.chunks.y) +
-                        shows(query.chunks.z, key.chunks.z) + shows(query.chunks.w, key.chunks.w);
-      value -= __log2f(static_cast<float>(shown - (most_rounds - rounds)));
-    }
-    return value;
+/// Which pairs count, and how much.
+struct Pairs {
+  unsigned rounds;  ///< the bits that `shown` may set
+  bool second_half, causal;
+
+  __device__ explicit Pairs(const LshArguments& a) : rounds(0), second_half(a.rounds > 4), causal(a.causal) {
+    for (int r = 0; r < a.rounds; ++r) rounds |= (r % 2 == 0 ? 0x8000u : 0x80000000u) >> (r / 2);
+  }
+
+  __device__ float logit(float product, int query, const Row& key) const {
+    if (key.seen == query) return self_logit;
+    const bool barred = key.seen == no_key || (causal && key.seen > query);
+    return barred ? -INFINITY : product * key.factor;
+  }
+
+  /// One over the rounds that show the pair. Most pairs are shown by one.
+  __device__ float share(const Row& query, const Row& key) const {
+    unsigned bits = shown(query.chunks.x, key.chunks.x) | shown(query.chunks.y, key.chunks.y) >> 1;
+    if (second_half) bits |= shown(query.chunks.z, key.chunks.z) >> 2 | shown(query.chunks.w, key.chunks.w) >> 3;
+    bits &= rounds;
+    // A row sees itself in every round, and nothing else where that counts.
+    if ((bits & (bits - 1)) == 0 || key.seen == query.place) return 1;
+    return 1 / static_cast<float>(__popc(bits));
   }
 
  private:
-  static __device__ int shows(unsigned query, unsigned key) {
-    return ((query & 0xffffu) - (key & 0xffffu) <= 1u) + ((query >> 16) - (key >> 16) <= 1u);
+  /// The top bit of each half in which the query's chunk is the key's or the one after; chunks are less than 2^15.
+  static __device__ unsigned shown(unsigned query, unsigned key) {
+    const unsigned back = (((query | half_tops) - key) ^ half_tops) & 0xfffefffeu;
+    return (back - 0x00010001u) & ~back & half_tops;
   }
 };
 
@@ -308,13 +319,20 @@ __device__ void load_tile(T* tile, const Row* rows, int count, const T* source, 
   }
 }
 
+/// Rows of a batch row from there on are not valid.
+__device__ int length_of(const LshArguments& a, std::int64_t head) {
+  return static_cast<int>(a.lengths == nullptr ? a.rows : a.lengths[head / a.heads]);
+}
+
 /// The rows at `count` sorted places from `first` on.
 __device__ void load_rows(Row* rows, int count, int first, const LshArguments& a, std::int64_t head, int round) {
+  const int length = length_of(a, head);
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int sorted = first + i;
-    Row row{{0, 0, 0, 0}, -1, 0};
+    Row row{{0, 0, 0, 0}, no_key, 0, -1};
     if (sorted >= 0 && sorted < a.rows) {
       row.place = a.order[(head * a.rounds + round) * a.rows + sorted];
+      if (row.place < length) row.seen = row.place;
       row.chunks = *reinterpret_cast<const uint4*>(a.chunks + (head * a.rows + row.place) * most_rounds);
     }
     rows[i] = row;
@@ -383,8 +401,7 @@ __global__ void __launch_bounds__(M * 2) forward_kernel(LshArguments a) {
   __syncthreads();
 
   const int lane = threadIdx.x % 32, own = M + threadIdx.x / 32 * 16, t = lane % 4;
-  const Pairs pairs{static_cast<int>(a.rounds), static_cast<int>(a.lengths == nullptr ? a.rows : a.lengths[head / a.heads]),
-                    a.causal};
+  const Pairs pairs(a);
   const Row queries[2] = {rows[own + lane / 4], rows[own + lane / 4 + 8]};
   float logits[M / 4][4];
   float top[2] = {-INFINITY, -INFINITY};
@@ -396,8 +413,7 @@ __global__ void __launch_bounds__(M * 2) forward_kernel(LshArguments a) {
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        bool self;
-        const float logit = pairs.logit(products[i][j], queries[j / 2], rows[tile * 16 + i * 8 + 2 * t + j % 2], self);
+        const float logit = pairs.logit(products[i][j], queries[j / 2].place, rows[tile * 16 + i * 8 + 2 * t + j % 2]);
         logits[2 * tile + i][j] = logit;
         top[j / 2] = fmaxf(top[j / 2], logit);
       }
@@ -413,6 +429,7 @@ __global__ void __launch_bounds__(M * 2) forward_kernel(LshArguments a) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       logits[i][j] = exp2f(logits[i][j] - top[j / 2]);
+      if (a.rounds > 1) logits[i][j] *= pairs.share(queries[j / 2], rows[i * 8 + 2 * t + j % 2]);
       sum[j / 2] += logits[i][j];
     }
   float out[E / 8][4] = {};
@@ -420,7 +437,10 @@ __global__ void __launch_bounds__(M * 2) forward_kernel(LshArguments a) {
   for (int tile = 0; tile < 2 * M / 16; ++tile)
     add_weighted<T, E>(out, logits[2 * tile], logits[2 * tile + 1], values, tile * 16);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) sum[i] = quad_sum(sum[i]);
+  for (int i = 0; i < 2; ++i) {
+    sum[i] = quad_sum(sum[i]);
+    if (queries[i].seen == no_key) sum[i] = 0;
+  }
   const std::int64_t base = (head * a.rounds + round) * a.rows;
   store_rows<T, E>(out, rows + own, static_cast<T*>(a.round_values) + base * E, sum[0] > 0 ? 1 / sum[0] : 0.0f,
                    sum[1] > 0 ? 1 / sum[1] : 0.0f);
@@ -513,16 +533,16 @@ __global__ void __launch_bounds__(M * 2) backward_kernel(LshArguments a) {
   load_tile<T, E>(gradient, rows + M, 2 * M, head_rows<T>(a.out_gradient, a, head), a.out_gradient.row_stride);
   for (int i = threadIdx.x; i < 3 * M; i += blockDim.x) {
     const int place = rows[i].place;
-    known[i] = place < 0 ? Known{0, 0}
-                         : Known{a.normalisers[head * a.rows + place] * log2_e, a.out_products[head * a.rows + place]};
+    known[i] = rows[i].seen == no_key
+                   ? Known{INFINITY, 0}
+                   : Known{a.normalisers[head * a.rows + place] * log2_e, a.out_products[head * a.rows + place]};
   }
   __syncthreads();
   set_factors<T, E>(rows, 3 * M, q);
   __syncthreads();
 
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, own = M + warp_row, g = lane / 4, t = lane % 4;
-  const Pairs pairs{static_cast<int>(a.rounds), static_cast<int>(a.lengths == nullptr ? a.rows : a.lengths[head / a.heads]),
-                    a.causal};
+  const Pairs pairs(a);
   const Row mine[2] = {rows[own + g], rows[own + g + 8]};
   const Known mine_known[2] = {known[own + g], known[own + g + 8]};
   float as_query[E / 8][4] = {};
@@ -536,10 +556,12 @@ __global__ void __launch_bounds__(M * 2) backward_kernel(LshArguments a) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const Row& key = rows[tile + i * 8 + 2 * t + j % 2];
-        bool self;
-        const float weight = exp2f(pairs.logit(products[i][j], mine[j / 2], key, self) - mine_known[j / 2].normaliser);
+        float weight = exp2f(pairs.logit(products[i][j], mine[j / 2].place, key) - mine_known[j / 2].normaliser);
+        if (a.rounds > 1) weight *= pairs.share(mine[j / 2], key);
         // A row's logit for itself is a constant.
-        products[i][j] = self ? 0.0f : weight * (weight_gradients[i][j] - mine_known[j / 2].product) * (key.factor / log2_e);
+        products[i][j] = key.seen == mine[j / 2].place
+                             ? 0.0f
+                             : weight * (weight_gradients[i][j] - mine_known[j / 2].product) * (key.factor / log2_e);
       }
     add_weighted<T, E>(as_query, products[0], products[1], q, tile);
   }
@@ -553,8 +575,8 @@ __global__ void __launch_bounds__(M * 2) backward_kernel(LshArguments a) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int query = tile + i * 8 + 2 * t + j % 2;
-        bool self;
-        weights[i][j] = exp2f(pairs.logit(products[i][j], rows[query], mine[j / 2], self) - known[query].normaliser);
+        weights[i][j] = exp2f(pairs.logit(products[i][j], rows[query].place, mine[j / 2]) - known[query].normaliser);
+        if (a.rounds > 1) weights[i][j] *= pairs.share(rows[query], mine[j / 2]);
       }
     add_weighted<T, E>(of_value, weights[0], weights[1], gradient, tile - M);
     multiply_rows<T, E>(products, v, own, gradient, tile - M);
@@ -563,7 +585,7 @@ __global__ void __launch_bounds__(M * 2) backward_kernel(LshArguments a) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int query = tile + i * 8 + 2 * t + j % 2;
-        const bool self = rows[query].place == mine[j / 2].place;
+        const bool self = mine[j / 2].seen == rows[query].place;
         products[i][j] = self ? 0.0f : weights[i][j] * (products[i][j] - known[query].product);
       }
     add_weighted<T, E>(as_key, products[0], products[1], q, tile);
@@ -687,7 +709,7 @@ bool lsh_hash_takes(std::int64_t width) { return width == 32 || width == 64 || w
 
 bool lsh_kernels_take(std::int64_t rows, std::int64_t width, std::int64_t rounds, std::int64_t chunk, std::int64_t buckets) {
   return lsh_hash_takes(width) && (chunk == 32 || chunk == 64) && rounds <= most_rounds && rows >= 1 &&
-         (rows + chunk - 1) / chunk < 65536 && sort_bytes(buckets) <= 160 * 1024;
+         (rows + chunk - 1) / chunk < 32768 && sort_bytes(buckets) <= 160 * 1024;
 }
 
 const char* lsh_hash_cuda(const LshArguments& a, void* stream) {
