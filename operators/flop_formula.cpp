@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace transpool {
 namespace {
 
@@ -51,6 +53,44 @@ FlopFormula attention_backward(std::size_t causal) {
   };
 }
 
+/// Pairs of one sequence of queries and keys that meet at their last rows, no key further than `left` before its query or
+/// `right` behind it; negative: no bound.
+double window_pairs(double queries, double keys, double left, double right) {
+  const double shift = keys - queries;
+  const auto beyond = [](double rows, double first) {  // sum over rows of how far first, first + 1, ... reach beyond zero
+    const double reached = std::clamp(first + rows - 1, 0.0, rows);
+    const double last = first + rows - 1;
+    return last <= 0 ? 0.0 : reached * (2 * last - reached + 1) / 2;
+  };
+  double pairs = queries * keys;
+  if (right >= 0) pairs -= beyond(queries, keys - 1 - right - (queries - 1) - shift);
+  if (left >= 0) pairs -= beyond(queries, shift - left);
+  return pairs;
+}
+
+/// Of flash attention's own calls: q (sequences, n, h, e), or (rows, h, e) in segments, which are taken to be of the longest
+/// length, since their bounds stand on the device.
+double flash_pairs(Arguments arguments, std::size_t first, std::size_t bounds, std::size_t causal, std::size_t window) {
+  const auto& q = arguments[first].toTensor();
+  const auto bound = [&](std::size_t i) { return arguments[i].isNone() ? -1.0 : static_cast<double>(arguments[i].toInt()); };
+  const double left = bound(window);
+  const double right = arguments[causal].toBool() ? 0.0 : bound(window + 1);
+  const bool segments = arguments[bounds].isTensor() && arguments[bounds].toTensor().defined();
+  const auto queries = segments ? bound(bounds + 2) : static_cast<double>(q.size(1));
+  const auto keys = segments ? bound(bounds + 3) : static_cast<double>(arguments[first + 1].toTensor().size(1));
+  const auto rows = static_cast<double>(q.numel() / q.size(-1));
+  return rows / queries * window_pairs(queries, keys, left, right);
+}
+
+CallFlops flash_forward_flops(Arguments arguments) {
+  return {4.0 * flash_pairs(arguments, 0, 3, 8, 11) * size(arguments[0], -1)};
+}
+
+CallFlops flash_backward_flops(Arguments arguments) {
+  const double product = 2.0 * flash_pairs(arguments, 1, 6, 11, 15) * size(arguments[1], -1);
+  return {5 * product, product};
+}
+
 const RegisterFlopFormula mm("aten::mm", [](Arguments a) { return matrix_product(a[0], a[1]); });
 const RegisterFlopFormula bmm("aten::bmm", [](Arguments a) { return matrix_product(a[0], a[1]); });
 const RegisterFlopFormula addmm("aten::addmm", [](Arguments a) { return matrix_product(a[1], a[2]); });
@@ -66,6 +106,8 @@ const RegisterFlopFormula cpu_flash_backward("aten::_scaled_dot_product_flash_at
                                              attention_backward(7));
 const RegisterFlopFormula flash("aten::_scaled_dot_product_flash_attention", attention_forward(4));
 const RegisterFlopFormula flash_backward("aten::_scaled_dot_product_flash_attention_backward", attention_backward(11));
+const RegisterFlopFormula flash_segments("aten::_flash_attention_forward", flash_forward_flops);
+const RegisterFlopFormula flash_segments_backward("aten::_flash_attention_backward", flash_backward_flops);
 const RegisterFlopFormula efficient("aten::_scaled_dot_product_efficient_attention", attention_forward(6));
 const RegisterFlopFormula efficient_backward("aten::_scaled_dot_product_efficient_attention_backward",
                                              attention_backward(11));

@@ -14,6 +14,7 @@ struct AttentionShape {
   bool causal = false;
   bool masked = false;  ///< lengths are given
   at::ScalarType dtype = at::kFloat;
+  at::DeviceType device = at::kCPU;  ///< what is executed there may differ; what is declared does not
 };
 
 struct AttentionMask {

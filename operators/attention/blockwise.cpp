@@ -1,5 +1,7 @@
+#include "operators/attention/flash.h"
 #include "operators/attention/scaled_dot_product.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -7,7 +9,11 @@ namespace transpool {
 namespace {
 
 /// Attention within chunks of m rows. What is left of a length that m does not divide is a shorter chunk of its own, so
-/// nothing is padded. Chunks become batch rows by views alone where q, k, v are views of (B, n, h, e).
+/// nothing is padded. Chunks become batch rows by views alone, be q, k, v contiguous or views of (B, n, h, e).
+///
+/// Whole chunks without lengths are one call of scaled_dot_product_attention, which prefers cuDNN's kernels on the devices
+/// where they are the fastest. Lengths and short last chunks would need a mask or a second call and a copy there: flash
+/// attention's variable-length form takes them as they are, and skips the keys that are not valid.
 class BlockwiseAttention : public AttentionOperator {
  public:
   explicit BlockwiseAttention(const Options& options) : chunk_(options.integer("chunk")) {}
@@ -18,6 +24,7 @@ class BlockwiseAttention : public AttentionOperator {
     refuse_other_length("blockwise", q, k);
     const auto n = q.size(2);
     const auto whole = n / chunk_ * chunk_;
+    if ((mask.key_lengths || (whole != n && whole > 0)) && flash_takes(q, k, v)) return segments(q, k, v, mask);
     if (whole == n) return chunks(q, k, v, mask, chunk_);
     const auto lengths_from = [&](std::int64_t start) {
       AttentionMask part = mask;
@@ -31,16 +38,36 @@ class BlockwiseAttention : public AttentionOperator {
     return at::cat({head, tail}, 2);
   }
 
-  std::string backend(const at::Device&) const override { return "sdpa"; }
+  std::string backend(const at::Device& device) const override {
+    return device.is_cuda() ? "sdpa; flash varlen for half types with lengths or a short chunk" : "sdpa";
+  }
 
  private:
+  at::Tensor segments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask) const {
+    const auto form = SequenceForm::of(q);
+    const auto queries = form.packed(q), keys = form.packed(k), values = form.packed(v);
+    const auto longest = std::min(chunk_, form.rows);
+    const auto attend = [&](Segments kind, bool causal) {
+      const auto bounds = segment_bounds(kind, form, mask.key_lengths, chunk_, 0, q);
+      return attend_segments(queries, keys, values, {bounds, longest, longest, causal}).out;
+    };
+    if (!mask.key_lengths) return form.heads_of(attend(Segments::whole, mask.causal));
+    if (!mask.causal) return form.heads_of(attend(Segments::keys, false));
+    // Flash lines causal segments up at their ends, so that valid keys make a segment with valid queries alone. Padded
+    // queries come after all of them.
+    return form.heads_of(attend(Segments::aligned, true) + attend(Segments::padded, false));
+  }
+
   static at::Tensor chunks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask,
                            std::int64_t m) {
     const auto batch = q.size(0);
     const auto heads = q.size(1);
     const auto n = q.size(2);
     const auto count = n / m;
+    // Contiguous q, k, v: the chunks of a head stand as its heads do. Every head of a batch row has its length.
+    const bool by_head = q.is_contiguous() && k.is_contiguous() && v.is_contiguous() && !mask.key_lengths;
     const auto split = [&](const at::Tensor& t) {
+      if (by_head) return t.view({batch * heads, count, m, t.size(3)});
       return t.transpose(1, 2).reshape({batch * count, m, heads, t.size(3)}).transpose(1, 2);
     };
     AttentionMask per_chunk{.key_lengths = {}, .causal = mask.causal};
@@ -49,6 +76,7 @@ class BlockwiseAttention : public AttentionOperator {
       per_chunk.key_lengths = (mask.key_lengths->unsqueeze(1) - starts).clamp(0, m).flatten();
     }
     const auto out = scaled_dot_product(split(q), split(k), split(v), per_chunk);
+    if (by_head) return out.reshape({batch, heads, n, v.size(3)});
     return out.transpose(1, 2).reshape({batch, n, heads, v.size(3)}).transpose(1, 2);
   }
 
@@ -84,12 +112,19 @@ Cost blockwise_cost(const AttentionShape& shape, const Options& options) {
   const auto tail = static_cast<double>(shape.queries % chunk);
   const auto pairs_of = [&](double rows) { return shape.causal ? rows * (rows + 1) / 2 : rows * rows; };
   auto cost = attention_cost(shape, heads * (whole * pairs_of(m) + pairs_of(tail)));
-  if (shape.causal && shape.masked) {
-    const double extra =
-        4 * heads * (whole * (m * m - pairs_of(m)) + tail * tail - pairs_of(tail)) * static_cast<double>(shape.head_width);
-    cost.forward_differences = {{"causal_by_mask", extra}};
-    cost.backward_differences = {{"causal_by_mask", 2 * extra}};
-  }
+  const double executed = [&] {
+    if (flash_takes(shape) && (shape.masked || (whole > 0 && tail > 0))) {
+      // Each row is counted with a whole chunk of keys, or its half; with causal lengths also that of the padded queries.
+      const auto longest = std::min(m, static_cast<double>(shape.queries));
+      const auto padded = shape.causal && shape.masked ? longest * longest : 0.0;
+      return static_cast<double>(shape.queries) / longest * (pairs_of(longest) + padded);
+    }
+    return shape.causal && shape.masked ? whole * m * m + tail * tail : whole * pairs_of(m) + pairs_of(tail);
+  }();
+  const double extra = 4 * heads * (executed - whole * pairs_of(m) - pairs_of(tail)) * static_cast<double>(shape.head_width);
+  const char* cause = flash_takes(shape) ? "segments_counted_whole" : "causal_by_mask";
+  cost.forward_differences = {{cause, extra}};
+  cost.backward_differences = {{cause, 2 * extra}};
   return cost;
 }
 

@@ -1,4 +1,5 @@
 #include "operators/attention/attention.h"
+#include "operators/attention/lsh_kernels.h"
 #include "operators/attention/seeded_normal.h"
 
 #include <algorithm>
@@ -19,15 +20,25 @@ std::int64_t bucket_count(std::int64_t n, std::int64_t chunk) {
   return n <= chunk ? 1 : (n + 2 * chunk - 1) / (2 * chunk) * 2;
 }
 
-/// The bucket of each row in each round, (B, h, r, n) int64, by q (B, h, n, e) on the sides of random hyperplanes. In
-/// float32 whatever the dtype, and one function for all, since a last bit may decide between two buckets.
-at::Tensor hash_rows(const at::Tensor& q, std::int64_t rounds, std::int64_t chunk, const std::optional<std::int64_t>& seed) {
-  const auto n = q.size(2);
-  const auto buckets = bucket_count(n, chunk);
-  if (buckets == 1) return at::zeros({q.size(0), q.size(1), rounds, n}, q.options().dtype(at::kLong));
+/// The bucket of each row in each round, (B, h, r, n) int32, by q (B, h, n, e) on the sides of random hyperplanes; absent
+/// where there is one bucket. In float32 whatever the dtype, and one function for all, since a last bit may decide between
+/// two buckets.
+std::optional<at::Tensor> hash_rows(const at::Tensor& q, std::int64_t rounds, std::int64_t chunk,
+                                    const std::optional<std::int64_t>& seed) {
+  const auto buckets = bucket_count(q.size(2), chunk);
+  if (buckets == 1) return std::nullopt;
   const auto planes = seeded_normal({q.size(1), rounds, q.size(3), buckets / 2}, q, seed);
+  if (const auto found = hash_by_kernel(q, planes)) return found;
   const auto sides = at::matmul(q.detach().to(at::kFloat).unsqueeze(2), planes);
-  return at::cat({sides, -sides}, 4).argmax(4);
+  return at::cat({sides, -sides}, 4).argmax(4).to(at::kInt);
+}
+
+/// The same as int64, zeros where there is one bucket.
+at::Tensor bucket_of_rows(const at::Tensor& q, std::int64_t rounds, std::int64_t chunk,
+                          const std::optional<std::int64_t>& seed) {
+  const auto hashes = hash_rows(q, rounds, chunk, seed);
+  if (hashes) return hashes->to(at::kLong);
+  return at::zeros({q.size(0), q.size(1), rounds, q.size(2)}, q.options().dtype(at::kLong));
 }
 
 /// Zero, but of a graph that reaches k: whoever asks for the gradient of the unread keys gets zeros.
@@ -35,7 +46,7 @@ at::Tensor no_keys(const at::Tensor& k) { return k.narrow(2, 0, 0).sum(); }
 
 /// Keys are the queries at length one. Each round hashes the rows, sorts them by bucket, cuts the sorted rows into chunks
 /// and lets each row attend to its chunk and the one before. Rounds are joined by their log-sum-exps; a pair that N rounds
-/// show counts 1/N in each.
+/// show counts 1/N in each. On CUDA half types by kernels of its own, else composed of LibTorch's operators.
 class LshAttention : public AttentionOperator {
  public:
   explicit LshAttention(const Options& options)
@@ -46,6 +57,9 @@ class LshAttention : public AttentionOperator {
     check_attention_arguments(q, k, v, mask);
     refuse_other_length("lsh", q, k);
     const auto n = q.size(2);
+    const LshRounds rounds{rounds_, chunk_, bucket_count(n, chunk_), mask.causal};
+    if (lsh_kernels_take(q, v, rounds))
+      return lsh_by_kernels(q, k, v, hash_rows(q, rounds_, chunk_, seed_), mask.key_lengths, rounds);
     const auto m = std::min(chunk_, n);
     const auto padding = (m - n % m) % m;
     const auto queries = at::constant_pad_nd(q, {0, 0, 0, padding});
@@ -55,6 +69,10 @@ class LshAttention : public AttentionOperator {
     const auto shares = normaliser.softmax(2).unsqueeze(4).to(v.scalar_type());
     const auto out = (attended * shares).sum(2).narrow(2, 0, n) + no_keys(k);
     return mask.key_lengths ? out.masked_fill(valid_positions(lengths, n).logical_not().view({-1, 1, n, 1}), 0) : out;
+  }
+
+  std::string backend(const at::Device& device) const override {
+    return device.is_cuda() ? "cuda for half types, aten else" : "aten";
   }
 
  private:
@@ -73,7 +91,7 @@ class LshAttention : public AttentionOperator {
 
   Sorted sort_rows(const at::Tensor& q, const at::Tensor& lengths, std::int64_t padding, std::int64_t m) const {
     const auto rows = q.size(2) + padding;
-    const auto hashes = at::constant_pad_nd(hash_rows(q, rounds_, chunk_, seed_), {0, padding});
+    const auto hashes = at::constant_pad_nd(bucket_of_rows(q, rounds_, chunk_, seed_), {0, padding});
     const auto place = at::arange(rows, lengths.options());
     // Padded rows come last, so that they share no chunk boundary with valid ones.
     const auto padded = (place >= lengths.unsqueeze(1)).view({-1, 1, 1, rows});
@@ -137,7 +155,7 @@ class LshBySets : public AttentionOperator {
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
     const auto n = q.size(2);
-    const auto hashes = hash_rows(q, rounds_, chunk_, seed_).cpu();
+    const auto hashes = bucket_of_rows(q, rounds_, chunk_, seed_).cpu();
     std::vector<at::Tensor> batch;
     for (std::int64_t b = 0; b < q.size(0); ++b) {
       const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : n;
@@ -209,6 +227,11 @@ Cost lsh_cost(const AttentionShape& shape, const Options& options) {
   if (const auto buckets = bucket_count(n, chunk); buckets > 1)
     cost.flops += heads * rounds * static_cast<double>(n) * e * static_cast<double>(buckets);  // hashing; no gradient
   const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  if (lsh_kernels_take(shape, {options.integer("rounds"), chunk, bucket_count(n, chunk)})) {
+    // The output, its log-sum-exp, the sorted rows of each round and eight chunk numbers.
+    cost.activation_bytes = heads * static_cast<double>(n) * (e * element + 4 + 4 * rounds + 16);
+    return cost;
+  }
   const auto exact = static_cast<double>(c10::elementSize(accumulation_dtype(shape.dtype)));
   const auto sorted = heads * rounds * rows;
   // By round: sorted queries, doubled keys and values, two outputs; logits and weights of all pairs with two masks.

@@ -2,8 +2,52 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
+#include <c10/core/InferenceMode.h>
+
+#include <list>
+#include <mutex>
 
 namespace transpool {
+namespace {
+
+struct Draw {
+  std::vector<std::int64_t> shape;
+  at::Device device;
+  std::int64_t seed;
+
+  bool operator==(const Draw&) const = default;
+};
+
+/// The last few draws, since a CUDA graph can capture the reading of a tensor, but not a generator of our own.
+class KeptDraws {
+ public:
+  at::Tensor get(const Draw& draw) {
+    const std::lock_guard lock(mutex_);
+    for (auto kept = kept_.begin(); kept != kept_.end(); ++kept)
+      if (kept->first == draw) {
+        kept_.splice(kept_.begin(), kept_, kept);
+        return kept_.front().second;
+      }
+    const c10::InferenceMode outside(false);  // autograd may save it
+    auto generator = at::globalContext().defaultGenerator(draw.device).clone();
+    generator.set_current_seed(static_cast<std::uint64_t>(draw.seed));
+    kept_.emplace_front(draw, at::randn(draw.shape, generator, at::TensorOptions(draw.device).dtype(at::kFloat)));
+    if (kept_.size() > most_) kept_.pop_back();
+    return kept_.front().second;
+  }
+
+ private:
+  static constexpr std::size_t most_ = 8;
+  std::mutex mutex_;
+  std::list<std::pair<Draw, at::Tensor>> kept_;
+};
+
+KeptDraws& kept_draws() {
+  static auto* draws = new KeptDraws;  // outlives CUDA, whose memory it holds
+  return *draws;
+}
+
+}  // namespace
 
 OptionSpec normal_seed_option(const Json& fallback) {
   return {.name = "seed",
@@ -20,11 +64,8 @@ std::optional<std::int64_t> normal_seed(const Options& options) {
 }
 
 at::Tensor seeded_normal(at::IntArrayRef shape, const at::Tensor& like, const std::optional<std::int64_t>& seed) {
-  const auto options = like.options().dtype(at::kFloat);
-  if (!seed) return at::randn(shape, options);
-  auto generator = at::globalContext().defaultGenerator(like.device()).clone();
-  generator.set_current_seed(static_cast<std::uint64_t>(*seed));
-  return at::randn(shape, generator, options);
+  if (!seed) return at::randn(shape, like.options().dtype(at::kFloat));
+  return kept_draws().get({shape.vec(), like.device(), *seed});
 }
 
 }  // namespace transpool

@@ -1,4 +1,6 @@
+#include "operators/attention/flash.h"
 #include "operators/attention/scaled_dot_product.h"
+#include "operators/attention/window_flash.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,9 +9,9 @@
 namespace transpool {
 namespace {
 
-/// Each row attends to the w rows on each side; the first g rows attend to all and all attend to them. The sequence is cut
-/// into chunks of w rows; a chunk's queries see the global rows, the chunk before, their own and the one after, under a band
-/// mask, so the work is O(n (3 w + g)).
+/// Each row attends to the w rows on each side; the first g rows attend to all and all attend to them. Flash attention has
+/// windows of its own; where it does not take the tensors, the sequence is cut into chunks of w rows: a chunk's queries see
+/// the global rows, the chunk before, their own and the one after, under a band mask, so the work is O(n (3 w + g)).
 class SlidingWindowAttention : public AttentionOperator {
  public:
   explicit SlidingWindowAttention(const Options& options)
@@ -21,12 +23,18 @@ class SlidingWindowAttention : public AttentionOperator {
     refuse_other_length("sliding_window", q, k);
     const auto n = q.size(2);
     if (window_ >= n - 1 || global_ >= n) return scaled_dot_product(q, k, v, mask);
+    if (flash_takes(q, k, v)) {
+      const auto first = global_ > 0 ? std::optional(global_rows(q, k, v, mask)) : std::nullopt;
+      return window_by_flash(q, k, v, mask.key_lengths, first, {window_, global_, mask.causal});
+    }
     const auto local = chunks(q, k, v, mask);
     if (global_ == 0) return local;
     return at::cat({global_rows(q, k, v, mask), local.narrow(2, global_, n - global_)}, 2);
   }
 
-  std::string backend(const at::Device&) const override { return "sdpa"; }
+  std::string backend(const at::Device& device) const override {
+    return device.is_cuda() ? "flash for half types, sdpa else" : "sdpa";
+  }
 
  private:
   at::Tensor global_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask) const {
@@ -144,21 +152,27 @@ Cost sliding_window_cost(const AttentionShape& shape, const Options& options) {
   const auto e = static_cast<double>(shape.head_width);
   const auto pairs = allowed_pairs(n, window, global, shape.causal);
   auto cost = attention_cost(shape, heads * pairs);
-  const auto square = static_cast<double>(n) * static_cast<double>(n);
-  double executed = shape.causal && !shape.masked ? pairs : square;
+  const auto rows = static_cast<double>(n);
+  const auto g = static_cast<double>(global), w = static_cast<double>(window);
+  double executed = shape.causal && !shape.masked ? pairs : rows * rows;
   if (window < n - 1 && global < n) {
-    const auto rows = static_cast<double>((n + window - 1) / window * window);
-    const auto seen = static_cast<double>((shape.causal ? 2 : 3) * window + global);
-    const auto g = static_cast<double>(global);
     const auto among_global = shape.masked ? g * g : g * (g + 1) / 2;
-    executed = rows * seen + (shape.causal ? among_global : g * static_cast<double>(n));
-    const auto element = static_cast<double>(c10::elementSize(shape.dtype));
-    cost.activation_bytes += heads * rows * e * element * (1 + 2 * seen / static_cast<double>(window)) +
-                             static_cast<double>(shape.batch) * rows * (seen * (1 + element) + 1);
+    executed = shape.causal ? among_global : g * rows;
+    if (flash_takes(shape)) {
+      executed += allowed_pairs(n, window, 0, shape.causal) + rows * g + (shape.masked ? w * (w + 1) / 2 : 0);
+    } else {
+      const auto padded = static_cast<double>((n + window - 1) / window * window);
+      const auto seen = (shape.causal ? 2 : 3) * w + g;
+      executed += padded * seen;
+      const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+      cost.activation_bytes += heads * padded * e * element * (1 + 2 * seen / w) +
+                               static_cast<double>(shape.batch) * padded * (seen * (1 + element) + 1);
+    }
   }
   const double extra = 4 * heads * (executed - pairs) * e;
-  cost.forward_differences = {{"band_by_mask", extra}};
-  cost.backward_differences = {{"band_by_mask", 2 * extra}};
+  const char* cause = flash_takes(shape) ? "global_and_padded_rows_counted_whole" : "band_by_mask";
+  cost.forward_differences = {{cause, extra}};
+  cost.backward_differences = {{cause, 2 * extra}};
   return cost;
 }
 

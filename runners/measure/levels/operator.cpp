@@ -16,7 +16,7 @@ PoolingShape pooling_shape(const Options& values) {
           dtype_from_name(values.text("dtype"))};
 }
 
-AttentionShape attention_shape(const Options& values) {
+AttentionShape attention_shape(const Options& values, const std::string& device) {
   const auto n = values.integer("source_length");
   const auto heads = values.integer("heads");
   return {values.integer("batch"),
@@ -26,7 +26,8 @@ AttentionShape attention_shape(const Options& values) {
           values.integer("width") / heads,
           values.flag("causal"),
           values.text("lengths") == "random",
-          dtype_from_name(values.text("dtype"))};
+          dtype_from_name(values.text("dtype")),
+          device_from_name(device).type()};
 }
 
 bool asks_for_selection(const Cell& cell) {
@@ -70,8 +71,8 @@ void check(const Cell& cell, const Where& where) {
   if (values.integer("width") % values.integer("heads") != 0)
     where.fail(fmt::format("heads: {} does not divide width {}; allowed: a divisor of the width", values.integer("heads"),
                            values.integer("width")));
-  check_attention_support(*attention_registry().select(values.raw("attention"), where).variant, attention_shape(values),
-                          cell.device);
+  check_attention_support(*attention_registry().select(values.raw("attention"), where).variant,
+                          attention_shape(values, cell.device), cell.device);
   if (values.has("backend")) check_backend(cell, *make_operator(attention_registry(), values.raw("attention")));
 }
 
@@ -136,7 +137,7 @@ void measure_attention(const Cell& cell, Record& record) {
   const auto selection = attention_registry().select(values.raw("attention"));
   auto pass = std::make_shared<AttentionPass>();
   pass->op = selection.variant->make(selection.options);
-  pass->shape = attention_shape(values);
+  pass->shape = attention_shape(values, cell.device);
   pass->lengths_kind = values.text("lengths");
   pass->device = device_from_name(cell.device);
   pass->backward = values.text("pass") == "forward+backward";
@@ -154,7 +155,7 @@ Cost estimate(const Cell& cell) {
     cost = selection.variant->cost(pooling_shape(values), selection.options);
   } else {
     const auto selection = attention_registry().select(values.raw("attention"));
-    cost = selection.variant->cost(attention_shape(values), selection.options);
+    cost = selection.variant->cost(attention_shape(values, cell.device), selection.options);
   }
   if (values.text("pass") == "forward") cost.backward_flops = cost.activation_bytes = 0;
   return cost;

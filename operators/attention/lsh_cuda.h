@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+
+namespace transpool {
+
+enum class LshElement { float64, float32, float16, bfloat16 };
+
+/// A tensor (B, h, n, e) whose last stride is 1; the others count elements.
+struct LshTensor {
+  void* data = nullptr;
+  std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
+};
+
+/// Sizes, device pointers and what the kernels exchange. A chunk has `chunk` of the rows that a round sorted by bucket; the
+/// rows of a chunk see those of their own and of the one before.
+struct LshArguments {
+  std::int64_t batch = 0, heads = 0, rows = 0, width = 0, rounds = 0, chunk = 0, buckets = 0;
+  bool causal = false;
+  LshElement element = LshElement::bfloat16;
+  const std::int64_t* lengths = nullptr;  ///< (B); nullptr: all rows are valid
+  LshTensor q, v, out, out_gradient, q_gradient, v_gradient;
+  const float* planes = nullptr;       ///< (h, r, e, buckets / 2)
+  std::int32_t* hashes = nullptr;      ///< (B, h, r, n)
+  std::int32_t* order = nullptr;       ///< (B, h, r, n): the sorted rows; those that are not valid come last
+  std::uint16_t* chunks = nullptr;     ///< (B, h, n, 8): the chunk of a row in each round, zero from `rounds` on
+  void* round_values = nullptr;        ///< (B, h, r, n, e): the output of each round, or its gradient of v
+  void* round_q_gradients = nullptr;   ///< (B, h, r, n, e)
+  float* round_normalisers = nullptr;  ///< (B, h, r, n)
+  float* normalisers = nullptr;        ///< (B, h, n): log-sum-exp over all rounds
+  float* out_products = nullptr;       ///< (B, h, n): <out, its gradient>; backward only
+};
+
+/// Whether hash_rows_cuda takes the shape, and whether the sort and the attention take it too.
+bool lsh_hash_takes(std::int64_t width);
+bool lsh_kernels_take(std::int64_t rows, std::int64_t width, std::int64_t rounds, std::int64_t chunk, std::int64_t buckets);
+
+/// Launch on `stream` (a cudaStream_t). Return a CUDA error text, or nullptr.
+const char* lsh_hash_cuda(const LshArguments& arguments, void* stream);
+const char* lsh_sort_cuda(const LshArguments& arguments, void* stream);
+const char* lsh_forward_cuda(const LshArguments& arguments, void* stream);   ///< half types only
+const char* lsh_backward_cuda(const LshArguments& arguments, void* stream);  ///< half types only
+
+}  // namespace transpool
