@@ -97,7 +97,7 @@ ForwardResult forward_cuda(const at::Tensor& given_x, const at::Tensor& given_sc
   const auto index = scores.options().dtype(at::kInt);
   const auto values = at::empty({batch, k, width}, x.options());
   const bool rounded = x.scalar_type() != scores.scalar_type();
-  const auto kept_size = at::IntArrayRef({batch, k, width});
+  const std::vector<std::int64_t> kept_size = {batch, k, width};
   const auto nothing = at::empty({0}, scores.options());
   const State state{at::empty({batch, n}, scores.options()),
                     at::empty({batch, k}, index),

@@ -52,7 +52,6 @@ struct alignas(16) Ranked {
 /// `Capacity` players owns, with `Parts` buckets an interval:
 template <int Capacity, int Parts>
 struct alignas(16) Segment {
-  static constexpr int capacity = Capacity;
   static constexpr int buckets = intervals * Parts;
   static constexpr int margin = Capacity > 2048 ? 64 : 256;  // ranks on either side of its own that it also knows
 
@@ -141,8 +140,7 @@ struct Contest {
   const SuccessiveHalvingArguments& a;
   Own& s;
   cg::cluster_group cluster;
-  const int all_blocks, own_block;  // of the cluster
-  int blocks, block;                // that play together: those, or from some round on each by itself
+  const int blocks, block;
   const std::int64_t batch, padded;
   const int valid;
   const double log2_base;
@@ -162,26 +160,15 @@ struct Contest {
     return sort_key(s.score[i], a.keep_order ? s.leader[i] : r.first + i);
   }
 
-  /// The same place in another block's shared memory.
-  template <class T>
-  __device__ T* at(T* own, int other) {
-    return blocks == 1 ? own : cluster.map_shared_rank(own, other);
-  }
-
-  __device__ void synchronize() {
-    if (blocks == 1) __syncthreads();
-    else cluster.sync();
-  }
-
   /// Every block gets each `stride`-th key of the round.
   __device__ void share_samples(const Round& r, int stride) {
     const int begin = (r.first + stride - 1) / stride, end = (r.first + r.mine + stride - 1) / stride;
     const int shift = __ffs(blocks) - 1;
     for (int i = threadIdx.x; i < (end - begin) << shift; i += threads) {
       const int sample = begin + (i >> shift);
-      *at(&s.samples[sample], i & (blocks - 1)) = key_of(r, sample * stride - r.first);
+      *cluster.map_shared_rank(&s.samples[sample], i & (blocks - 1)) = key_of(r, sample * stride - r.first);
     }
-    synchronize();
+    cluster.sync();
   }
 
   /// Sorts the samples, each by as many threads as there are for it.
@@ -252,7 +239,7 @@ struct Contest {
       if (bucket < Own::buckets) {
 #pragma unroll 4
         for (int other = 0; other < blocks; ++other) {
-          const int count = *at(&s.count[bucket], other);
+          const int count = *cluster.map_shared_rank(&s.count[bucket], other);
           all += count;
           lower += other < block ? count : 0;
         }
@@ -277,7 +264,7 @@ struct Contest {
       bucket[item] = bucket_of(key_of(r, i));
       offset[item] = atomicAdd(&s.count[bucket[item]], 1);
     }
-    synchronize();  // counts are complete
+    cluster.sync();  // counts are complete
     place_buckets(r.players);
     const auto reciprocal = reciprocal_of(r.segment);
 #pragma unroll
@@ -290,11 +277,12 @@ struct Contest {
                            static_cast<std::uint16_t>(s.first[bucket[item]]),
                            static_cast<std::uint16_t>(s.first[bucket[item] + 1] - 1)};
       const int place = Own::margin + there;
-      *at(&s.ranked[place], owner) = self;
-      if (there < Own::margin && owner > 0) *at(&s.ranked[place + r.segment], owner - 1) = self;
-      if (there >= r.segment - Own::margin && owner + 1 < blocks) *at(&s.ranked[place - r.segment], owner + 1) = self;
+      *cluster.map_shared_rank(&s.ranked[place], owner) = self;
+      if (there < Own::margin && owner > 0) *cluster.map_shared_rank(&s.ranked[place + r.segment], owner - 1) = self;
+      if (there >= r.segment - Own::margin && owner + 1 < blocks)
+        *cluster.map_shared_rank(&s.ranked[place - r.segment], owner + 1) = self;
     }
-    synchronize();  // players are where they are ranked
+    cluster.sync();  // players are where they are ranked
   }
 
   __device__ Key key_of(const Ranked& player) const {
@@ -306,7 +294,7 @@ struct Contest {
     int below = 0;
     while (from < to) {
       const int owner = from / r.segment, stop = min(to, (owner + 1) * r.segment);
-      const auto* ranked = at(&s.ranked[Own::margin], owner);
+      const auto* ranked = cluster.map_shared_rank(&s.ranked[Own::margin], owner);
 #pragma unroll 8
       for (int i = from; i < stop; ++i) below += key_of(ranked[i - owner * r.segment]) < key;
       from = stop;
@@ -345,9 +333,10 @@ struct Contest {
       const bool weaker = rank >= r.half;
       const int pair = !weaker ? rank : a.mirror ? r.players - 1 - rank : rank - r.half;
       const int owner = quotient(pair, reciprocal);
-      *at(&s.pairs[weaker][pair - owner * next.segment], owner) = {self.score, self.leader, self.number};
+      *cluster.map_shared_rank(&s.pairs[weaker][pair - owner * next.segment], owner) = {self.score, self.leader,
+                                                                                        self.number};
     }
-    synchronize();  // pairs are complete
+    cluster.sync();  // pairs are complete
   }
 
   struct Steps {
@@ -398,28 +387,13 @@ struct Contest {
     __syncthreads();
   }
 
-  /// Once one block holds them, every block gets all players and plays on by itself: barriers of a block are cheap.
-  __device__ Round play_alone(const Round& r) {
-    for (int i = threadIdx.x; i < r.mine * blocks; i += threads)
-      at(s.ranked, i % blocks)[r.first + i / blocks] = {s.score[i / blocks], s.leader[i / blocks], 0, 0, 0};
-    synchronize();
-    for (int i = threadIdx.x; i < r.players; i += threads) {
-      s.score[i] = s.ranked[i].score;
-      s.leader[i] = s.ranked[i].leader;
-    }
-    __syncthreads();
-    blocks = 1;
-    block = 0;
-    return {r.players, r.half, r.players, 0, r.players};
-  }
-
   /// Every block learns which source rows lead outputs, and how many stand before each 32 of them.
   __device__ void count_leaders(const Round& last, int words) {
     for (int i = threadIdx.x; i < last.mine * blocks; i += threads) {
       const int leader = s.leader[i / blocks];
-      atomicOr(at(&s.count[leader / 32], i % blocks), 1 << (leader % 32));
+      atomicOr(cluster.map_shared_rank(&s.count[leader / 32], i % blocks), 1 << (leader % 32));
     }
-    synchronize();
+    cluster.sync();
     int total = 0;
 #pragma unroll 1
     for (int tile = 0; tile < words; tile += threads) {
@@ -460,15 +434,14 @@ struct Contest {
 
   __device__ void write_outputs(const Round& last) {
     count_leaders(last, static_cast<int>((padded + 31) / 32));
-    const auto own = round_of(padded, a.rounds, all_blocks, own_block);
-    for (int i = own.first - last.first + threadIdx.x; i < own.first - last.first + own.mine; i += threads) {
+    for (int i = threadIdx.x; i < last.mine; i += threads) {
       const auto slot = slot_of(s.leader[i], last.first + i);
       const bool empty = s.leader[i] >= valid;
       static_cast<Score*>(a.slot_scores)[slot] = empty ? Score(0) : static_cast<Score>(s.score[i]);
       a.positions[slot] = empty ? -1 : s.leader[i];
     }
     if (a.rounds == 0) write_rows(last);
-    else write_leaves(round_of(padded, 1, all_blocks, own_block));
+    else write_leaves(round_of(padded, 1, blocks, block));
   }
 
   __device__ void play() {
@@ -481,7 +454,7 @@ struct Contest {
       s.leader[i] = static_cast<std::uint16_t>(row);
     }
     for (int i = threadIdx.x; i < Own::buckets; i += threads) s.count[i] = 0;
-    synchronize();
+    cluster.sync();
     int real = valid;
     const auto second = round_of(padded, 1, blocks, block);
 #pragma unroll 1
@@ -495,7 +468,6 @@ struct Contest {
       if (number > 1) take(steps, number - 1);
       real = min(real, r.half);
       r = next;
-      if (blocks > 1 && number + 1 < a.rounds && r.players <= Own::capacity) r = play_alone(r);
     }
     write_outputs(r);
   }
@@ -511,8 +483,6 @@ __global__ void __launch_bounds__(threads, 1) tournament_kernel(SuccessiveHalvin
   Part part{a,
             *reinterpret_cast<typename Part::Own*>(memory),
             cluster,
-            blocks,
-            static_cast<int>(cluster.block_rank()),
             blocks,
             static_cast<int>(cluster.block_rank()),
             batch,
@@ -779,7 +749,6 @@ template <class Score, class Weight, int Items, int Parts>
 cudaError_t launch_tournament(const SuccessiveHalvingArguments& a, int blocks, cudaStream_t stream) {
   if (auto error = prepare_tournament<Score, Weight, Items, Parts>()) return error;
   ClusterLaunch launch(a.batch, blocks, sizeof(Segment<threads * Items, Parts>), stream);
-  launch.config.attrs = &launch.cluster;
   return cudaLaunchKernelEx(&launch.config, tournament_kernel<Score, Weight, Items, Parts>, a, std::log2(a.base));
 }
 

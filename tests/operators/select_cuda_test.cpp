@@ -96,7 +96,9 @@ void expect_same(const Result& device, const Result& host, double tolerance, dou
   EXPECT_TRUE(at::equal(device.pooled.scores.cpu(), host.pooled.scores));
   EXPECT_TRUE(close(device.pooled.values.cpu(), host.pooled.values, tolerance, tolerance));
   EXPECT_TRUE(close(device.gradients[0].cpu(), host.gradients[0], tolerance, tolerance));
-  EXPECT_TRUE(close(device.gradients[1].cpu(), host.gradients[1], dot_tolerance, dot_tolerance));
+  // Dots of half rows are rounded on the CPU before the slopes of the mask, which may be steep, multiply them.
+  const double largest = std::max(1.0, host.gradients[1].abs().max().item<double>());
+  EXPECT_TRUE(close(device.gradients[1].cpu(), host.gradients[1], dot_tolerance, dot_tolerance * largest));
 }
 
 TEST_F(SelectCuda, TheKernelRunsWhereTheBackendSaysSo) {
