@@ -84,6 +84,21 @@ Cost blockwise_cost(const AttentionShape& shape, const Options& options) {
   const auto tail = static_cast<double>(shape.queries % chunk);
   const auto pairs_of = [&](double rows) { return shape.causal ? rows * (rows + 1) / 2 : rows * rows; };
   auto cost = attention_cost(shape, heads * (whole * pairs_of(m) + pairs_of(tail)));
+  const auto row_bytes = heads * static_cast<double>(shape.head_width) * static_cast<double>(c10::elementSize(shape.dtype));
+  if (shape.masked) {
+    AttentionShape part = shape;
+    part.batch = shape.batch * (shape.queries / chunk);
+    part.queries = part.keys = chunk;
+    cost.activation_bytes += mask_bytes(part);
+    part.batch = shape.batch;
+    part.queries = part.keys = shape.queries % chunk;
+    cost.activation_bytes += mask_bytes(part);
+  }
+  const bool cut = whole > 0 && tail > 0;
+  // The parts that are joined, or with lengths the output before the rows without any key are zeroed.
+  if (cut || shape.masked) cost.activation_bytes += cost.bytes_written;
+  // Cut off from the tail of its batch row, no chunk is a view any more.
+  if (cut && shape.batch > 1) cost.activation_bytes += 3 * whole * m * row_bytes;
   if (shape.causal && shape.masked) {
     const double extra =
         4 * heads * (whole * (m * m - pairs_of(m)) + tail * tail - pairs_of(tail)) * static_cast<double>(shape.head_width);

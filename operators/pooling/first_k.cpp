@@ -48,7 +48,7 @@ Cost first_k_cost(const PoolingShape& shape, const Options&) {
   Cost cost;
   cost.bytes_read = kept + rows * sizeof(float);
   cost.bytes_written = kept + rows * (sizeof(float) + sizeof(std::int64_t));
-  cost.activation_bytes = cost.bytes_written;
+  cost.activation_bytes = cost.bytes_written + rows;  // the outputs, and which of them are padding
   return cost;
 }
 

@@ -27,7 +27,7 @@ class SuccessiveHalving : public PoolingOperator {
   TournamentOptions options_;
 };
 
-Cost successive_halving_cost(const PoolingShape& shape, const Options&) {
+Cost successive_halving_cost(const PoolingShape& shape, const Options& options) {
   const auto rounds = tournament_rounds(shape.length, shape.pooled_length);
   const auto padded = static_cast<double>(shape.batch * (shape.pooled_length << rounds));
   const auto width = static_cast<double>(shape.width);
@@ -41,9 +41,13 @@ Cost successive_halving_cost(const PoolingShape& shape, const Options&) {
   cost.bytes_read = static_cast<double>(shape.batch * shape.length) * width * element + scores;
   cost.bytes_written = outputs * (width * element + sizeof(float) + sizeof(std::int64_t));
   const double pairs = padded - outputs;  // over all rounds
-  cost.activation_bytes = pairs * (2 * sizeof(std::int64_t) + 3 * sizeof(double)) +
-                          padded * (sizeof(std::int64_t) + accumulator) +
-                          outputs * (width * element + sizeof(float) + sizeof(std::int64_t));
+  // Of each pair its rows, their scores and the share. Mirrored and in falling order the stronger row stands in the whole
+  // ranking, the weaker one in a copy.
+  const double indices = options.flag("mirror") && !options.flag("keep_order") ? 3 : 2;
+  // Of each row of x where it goes and its weight, and whether its score is NaN; the outputs.
+  cost.activation_bytes = pairs * (indices * sizeof(std::int64_t) + 3 * sizeof(double)) +
+                          padded * (sizeof(std::int64_t) + accumulator) + static_cast<double>(shape.batch * shape.length) +
+                          cost.bytes_written;
   return cost;
 }
 
