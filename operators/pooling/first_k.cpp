@@ -53,7 +53,9 @@ Cost first_k_cost(const PoolingShape& shape, const Options&) {
 }
 
 const RegisterPooling registration({
-    {.name = "first_k", .description = "the first k rows, whatever their scores", .source = "control"},
+    {.name = "first_k",
+     .description = "the first k rows, whatever their scores",
+     .source = "control, of no paper: the lead of the document"},
     [](const Options&) { return std::make_shared<FirstK>(); },
     [](const Options&) { return std::make_shared<FirstKReference>(); },
     first_k_cost,

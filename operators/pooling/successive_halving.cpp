@@ -58,7 +58,7 @@ PoolingFactory rounds_reference() {
 const RegisterPooling registration({
     {.name = "successive_halving",
      .description = "Successive Halving top-k in one pass: tournament on the scores, one weighted gather",
-     .source = "arXiv 2010.15552; arXiv 2009.05169, section 3",
+     .source = "arXiv 2010.15552, algorithm 1; arXiv 2009.05169, section 3",
      .options = tournament_option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalving>(options); },
     rounds_reference(),
