@@ -51,6 +51,16 @@ auto translated(bool dtypes_fit, const Call& call) {
   }
 }
 
+/// Calls, and puts the operator's name in front of an error in its arguments: `owner` is 'pooling operator "hard_topk"'.
+template <class Call>
+auto naming(const std::string& owner, const Call& call) {
+  try {
+    return call();
+  } catch (const UsageError& error) {
+    throw UsageError(owner + ": " + error.what());
+  }
+}
+
 /// The dispatcher's handle of "transpool::NAME" with the signature of its kernel.
 template <class Kernel>
 auto find_operator(const char* name) {

@@ -14,7 +14,9 @@ class NormScorer : public Scorer {
 };
 
 const RegisterScorer registration({
-    {.name = "norm", .description = "the root mean square of the row; no parameters", .source = "control"},
+    {.name = "norm",
+     .description = "the root mean square of the row; no parameters",
+     .source = "control, of no paper: a score without parameters"},
     [](std::int64_t, const Options&) { return std::make_shared<NormScorer>(); },
     [](const ScorerShape&, const Options&) { return Cost(); },
 });

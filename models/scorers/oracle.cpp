@@ -35,7 +35,7 @@ std::shared_ptr<Scorer> make(std::int64_t, const Options& options) {
 const RegisterScorer registration({
     {.name = "oracle",
      .description = "1 for rows of salient tokens, 0 for all others: the upper bound; no parameters",
-     .source = "control",
+     .source = "control, of no paper: upper bound on planted tasks",
      .options = {{.name = "salient",
                   .type = OptionType::list,
                   .meaning = "ids of the tokens to keep; null: those that the data set knows (planted_salience)",

@@ -14,7 +14,9 @@ class PositionScorer : public Scorer {
 };
 
 const RegisterScorer registration({
-    {.name = "position", .description = "earlier rows first, whatever they hold; no parameters", .source = "control"},
+    {.name = "position",
+     .description = "earlier rows first, whatever they hold; no parameters",
+     .source = "control, of no paper: the lead of the document"},
     [](std::int64_t, const Options&) { return std::make_shared<PositionScorer>(); },
     [](const ScorerShape&, const Options&) { return Cost(); },
 });

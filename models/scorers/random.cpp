@@ -26,7 +26,7 @@ class RandomScorer : public Scorer {
 const RegisterScorer registration({
     {.name = "random",
      .description = "uniform in [0, 1), drawn in each call: the lower bound; no parameters",
-     .source = "control",
+     .source = "control, of no paper: lower bound of any score",
      .options = {{.name = "seed",
                   .type = OptionType::integer,
                   .meaning = "the same scores in each call; null: torch's own generator, new ones in each call",

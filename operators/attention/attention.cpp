@@ -17,8 +17,8 @@ void check_attention_arguments(const at::Tensor& q, const at::Tensor& k, const a
     throw UsageError(
         fmt::format("{}: shape ({}) is not allowed; allowed: {}", name, fmt::join(tensor.sizes(), ", "), allowed));
   };
-  if (q.dim() != 4) refuse("q", q, "(B, h, n, e)");
-  if (k.dim() != 4 || k.size(0) != q.size(0) || k.size(1) != q.size(1) || k.size(3) != q.size(3))
+  if (q.dim() != 4 || q.numel() == 0) refuse("q", q, "(B, h, n, e), each 1 or more");
+  if (k.dim() != 4 || k.size(0) != q.size(0) || k.size(1) != q.size(1) || k.size(3) != q.size(3) || k.numel() == 0)
     refuse("k", k, fmt::format("({}, {}, m, {})", q.size(0), q.size(1), q.size(3)));
   if (v.dim() != 4 || v.sizes().slice(0, 3) != k.sizes().slice(0, 3))
     refuse("v", v, fmt::format("({}, {}, {}, e)", k.size(0), k.size(1), k.size(2)));

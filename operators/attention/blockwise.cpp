@@ -104,6 +104,29 @@ class BlockDiagonal : public AttentionOperator {
   std::int64_t chunk_;
 };
 
+/// Bytes kept beyond those of full attention where chunks are cut, masked and joined by ATen.
+double chunk_bytes(const AttentionShape& shape, std::int64_t chunk, double output_bytes) {
+  double bytes = 0;
+  const auto whole = shape.queries / chunk, tail = shape.queries % chunk;
+  if (shape.masked) {
+    AttentionShape part = shape;
+    part.batch = shape.batch * whole;
+    part.queries = part.keys = chunk;
+    bytes += mask_bytes(part);
+    part.batch = shape.batch;
+    part.queries = part.keys = tail;
+    bytes += mask_bytes(part);
+  }
+  const bool cut = whole > 0 && tail > 0;
+  // The parts that are joined, or with lengths the output before the rows without any key are zeroed.
+  if (cut || shape.masked) bytes += output_bytes;
+  // Cut off from the tail of its batch row, no chunk is a view any more.
+  const auto row_bytes =
+      shape.batch * shape.heads * shape.head_width * static_cast<std::int64_t>(c10::elementSize(shape.dtype));
+  if (cut && shape.batch > 1) bytes += static_cast<double>(3 * whole * chunk * row_bytes);
+  return bytes;
+}
+
 Cost blockwise_cost(const AttentionShape& shape, const Options& options) {
   const auto chunk = options.integer("chunk");
   const auto heads = static_cast<double>(shape.batch * shape.heads);
@@ -125,6 +148,7 @@ Cost blockwise_cost(const AttentionShape& shape, const Options& options) {
   const char* cause = flash_takes(shape) ? "segments_counted_whole" : "causal_by_mask";
   cost.forward_differences = {{cause, extra}};
   cost.backward_differences = {{cause, 2 * extra}};
+  if (!flash_takes(shape)) cost.activation_bytes += chunk_bytes(shape, chunk, cost.bytes_written);
   return cost;
 }
 

@@ -57,8 +57,9 @@ Cost efficient_cost(const AttentionShape& shape, const Options&) {
   const auto element = static_cast<double>(c10::elementSize(shape.dtype));
   // e pairs a row stand for the products with the e x e context.
   auto cost = attention_cost(shape, heads * rows * e / 2);
-  cost.activation_bytes = heads * (rows * e + e * e) * element;
-  if (shape.masked) cost.activation_bytes += static_cast<double>(shape.batch * shape.keys);
+  // The output and the softmax of q; the softmax of k and, as a product over contiguous heads, v; the context.
+  cost.activation_bytes = heads * (2 * rows * e + e * e) * element;
+  if (shape.masked) cost.activation_bytes += static_cast<double>(shape.batch * (shape.keys + 1));
   return cost;
 }
 

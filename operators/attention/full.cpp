@@ -19,6 +19,8 @@ Cost full_cost(const AttentionShape& shape, const Options&) {
   const double pairs = shape.causal ? queries * (queries + 1) / 2 : queries * keys;
   const auto heads = static_cast<double>(shape.batch * shape.heads);
   auto cost = attention_cost(shape, heads * pairs);
+  // With lengths, the mask, and the output before the rows without any key are zeroed.
+  if (shape.masked) cost.activation_bytes += mask_bytes(shape) + cost.bytes_written;
   if (shape.causal && shape.masked) {
     // With lengths the causal mask is a tensor, and the fused call works on whole rows.
     const double extra = 4 * heads * (queries * keys - pairs) * static_cast<double>(shape.head_width);

@@ -54,7 +54,15 @@ Cost full_math_cost(const AttentionShape& shape, const Options&) {
   const auto heads = static_cast<double>(shape.batch * shape.heads);
   const double pairs = heads * (shape.causal ? queries * (queries + 1) / 2 : queries * keys);
   auto cost = attention_cost(shape, pairs);
-  cost.activation_bytes += 2 * heads * queries * keys * static_cast<double>(c10::elementSize(shape.dtype));
+  // The output and, as products over contiguous heads, q, k and v; the weights, with lengths before and after the rows of
+  // batch rows without any key are zeroed; which pairs are masked.
+  const double rows = 2 * queries + 2 * keys;
+  const double weights = (shape.masked ? 2 : 1) * queries * keys;
+  cost.activation_bytes =
+      heads * (rows * static_cast<double>(shape.head_width) + weights) * static_cast<double>(c10::elementSize(shape.dtype));
+  cost.activation_bytes += (shape.causal ? queries : 1) * (shape.masked ? static_cast<double>(shape.batch) : 1) *
+                           (shape.masked || shape.causal ? keys : 1);
+  if (shape.masked) cost.activation_bytes += static_cast<double>(shape.batch);
   if (shape.causal) {
     const double extra = 4 * (heads * queries * keys - pairs) * static_cast<double>(shape.head_width);
     cost.forward_differences = {{"causal_by_mask", extra}};

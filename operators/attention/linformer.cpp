@@ -124,7 +124,10 @@ Cost linformer_cost(const AttentionShape& shape, const Options& options) {
   // E takes no gradient: its two products go back through one factor only.
   cost.backward_flops -= 4 * heads * p * keys * e;
   const auto projections = shape.masked ? static_cast<double>(shape.batch) : 1.0;
-  cost.activation_bytes = (2 * heads * p * e + heads * queries * p + projections * p * keys) * element;
+  // The output and, as a product over contiguous heads, q; projected keys and values; the weights; the projection.
+  cost.activation_bytes =
+      (2 * heads * queries * e + 2 * heads * p * e + heads * queries * p + projections * p * keys) * element;
+  if (shape.masked) cost.activation_bytes += projections;
   if (options.text("projection") == "mean") cost.activation_bytes += projections * p;
   return cost;
 }

@@ -234,9 +234,14 @@ Cost lsh_cost(const AttentionShape& shape, const Options& options) {
   }
   const auto exact = static_cast<double>(c10::elementSize(accumulation_dtype(shape.dtype)));
   const auto sorted = heads * rounds * rows;
-  // By round: sorted queries, doubled keys and values, two outputs; logits and weights of all pairs with two masks.
-  cost.activation_bytes = sorted * (7 * e * element + seen * (2 * exact + 2) + 16);
-  if (element != exact) cost.activation_bytes += sorted * seen * element;
+  // By round: sorted queries, doubled keys and values, two outputs; logits and weights of all pairs with two masks; the
+  // sorted rows and their places, the log-sum-exps and their softmax.
+  cost.activation_bytes = sorted * (7 * e * element + seen * (2 * exact + 2) + 16 + 2 * exact);
+  // The padded queries, unit keys and values, which gathers keep, and the norms with and without their bound; the output.
+  cost.activation_bytes += heads * rows * (3 * e * element + 2 * exact) + cost.bytes_written;
+  // Rounded weights and shares; the queries in the wider dtype, for the norms and for the quotients.
+  if (element != exact) cost.activation_bytes += sorted * (seen + 1) * element + heads * rows * 2 * e * exact;
+  if (shape.masked) cost.activation_bytes += static_cast<double>(shape.batch * n);
   return cost;
 }
 

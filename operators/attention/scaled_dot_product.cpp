@@ -16,4 +16,10 @@ at::Tensor scaled_dot_product(const at::Tensor& q, const at::Tensor& k, const at
   return out.masked_fill((lengths == 0).view({-1, 1, 1, 1}), 0);
 }
 
+double mask_bytes(const AttentionShape& shape) {
+  if (!shape.masked) return 0;
+  const auto pairs = static_cast<double>(shape.queries) * static_cast<double>(shape.keys);
+  return static_cast<double>(shape.batch) * (pairs * static_cast<double>(c10::elementSize(shape.dtype)) + 1);
+}
+
 }  // namespace transpool

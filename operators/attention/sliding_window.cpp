@@ -144,6 +144,26 @@ double allowed_pairs(std::int64_t n, std::int64_t window, std::int64_t global, b
   return causal ? below + added : 2 * (below + added) - rows;
 }
 
+/// Kept by the chunks, of `rows` padded rows that see `seen` each: queries, keys and values laid out by chunk, the output
+/// (`outputs` times: before empty rows are zeroed, and after where that is the result) and its log-sum-exps, the mask in the
+/// dtype of q, which rows are empty.
+double window_bytes(const AttentionShape& shape, std::int64_t rows, std::int64_t window, double seen, double outputs) {
+  const auto padded = static_cast<double>(rows);
+  const auto heads = static_cast<double>(shape.batch * shape.heads);
+  const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  const double local = heads * padded * static_cast<double>(shape.head_width) * element;
+  return local * (1 + outputs + 2 * seen / static_cast<double>(window)) + heads * padded * sizeof(float) +
+         static_cast<double>(shape.batch) * padded * (seen * element + 1);
+}
+
+/// Kept by the attention of the global rows: their output and log-sum-exps and, with lengths, their mask.
+double global_bytes(const AttentionShape& shape, std::int64_t global) {
+  AttentionShape part = shape;
+  part.queries = global;
+  if (shape.causal) part.keys = global;
+  return attention_cost(part, 0).activation_bytes + mask_bytes(part);
+}
+
 Cost sliding_window_cost(const AttentionShape& shape, const Options& options) {
   const auto window = options.integer("window");
   const auto global = options.integer("global_tokens");
@@ -164,10 +184,11 @@ Cost sliding_window_cost(const AttentionShape& shape, const Options& options) {
       const auto padded = static_cast<double>((n + window - 1) / window * window);
       const auto seen = (shape.causal ? 2 : 3) * w + g;
       executed += padded * seen;
-      const auto element = static_cast<double>(c10::elementSize(shape.dtype));
-      cost.activation_bytes += heads * padded * e * element * (1 + 2 * seen / w) +
-                               static_cast<double>(shape.batch) * padded * (seen * (1 + element) + 1);
+      cost.activation_bytes = window_bytes(shape, static_cast<std::int64_t>(padded), window, seen, global > 0 ? 1 : 2);
+      if (global > 0) cost.activation_bytes += cost.bytes_written + global_bytes(shape, global);
     }
+  } else if (shape.masked) {
+    cost.activation_bytes += mask_bytes(shape) + cost.bytes_written;
   }
   const double extra = 4 * heads * (executed - pairs) * e;
   const char* cause = flash_takes(shape) ? "global_and_padded_rows_counted_whole" : "band_by_mask";

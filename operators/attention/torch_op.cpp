@@ -37,8 +37,10 @@ at::Tensor run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, co
   return translated(true, [&] {
     const auto instance = instances().get(name, options, seed);
     const AttentionMask mask{lengths, instance->call.flag("causal")};
-    check_attention_arguments(q, k, v, mask);
-    check_lengths_in_range(lengths, k.size(2));
+    naming("attention operator \"" + instance->variant->name + "\"", [&] {
+      check_attention_arguments(q, k, v, mask);
+      check_lengths_in_range(lengths, k.size(2));
+    });
     check_attention_support(
         *instance->variant,
         {q.size(0), q.size(1), q.size(2), k.size(2), q.size(3), mask.causal, lengths.has_value(), q.scalar_type()},

@@ -48,12 +48,14 @@ Cost first_k_cost(const PoolingShape& shape, const Options&) {
   Cost cost;
   cost.bytes_read = kept + rows * sizeof(float);
   cost.bytes_written = kept + rows * (sizeof(float) + sizeof(std::int64_t));
-  cost.activation_bytes = cost.bytes_written;
+  cost.activation_bytes = cost.bytes_written + rows;  // the outputs, and which of them are padding
   return cost;
 }
 
 const RegisterPooling registration({
-    {.name = "first_k", .description = "the first k rows, whatever their scores", .source = "control"},
+    {.name = "first_k",
+     .description = "the first k rows, whatever their scores",
+     .source = "control, of no paper: the lead of the document"},
     [](const Options&) { return std::make_shared<FirstK>(); },
     [](const Options&) { return std::make_shared<FirstKReference>(); },
     first_k_cost,

@@ -81,22 +81,26 @@ class HardTopkReference : public PoolingOperator {
   bool keep_order_;
 };
 
-Cost hard_topk_cost(const PoolingShape& shape, const Options&) {
+Cost hard_topk_cost(const PoolingShape& shape, const Options& options) {
   const auto element = static_cast<double>(c10::elementSize(shape.dtype));
   const auto rows = static_cast<double>(shape.batch * shape.pooled_length);
-  const auto scores = static_cast<double>(shape.batch * shape.length) * sizeof(float);
+  const auto inputs = static_cast<double>(shape.batch * shape.length);
   const double kept = rows * static_cast<double>(shape.width) * element;
   Cost cost;
-  cost.bytes_read = kept + scores;
+  cost.bytes_read = kept + inputs * sizeof(float);
   cost.bytes_written = kept + rows * (sizeof(float) + sizeof(std::int64_t));
-  cost.activation_bytes = 2 * kept + rows * 4 * sizeof(std::int64_t);
+  // The outputs; the index that x is gathered at, and which rows it leaves empty.
+  cost.activation_bytes = cost.bytes_written + rows * (sizeof(std::int64_t) + 1);
+  // The rows before they are gated and the gate; the scores' index and gaps; the scores without NaN, and where that was.
+  if (options.text("gradient") != "none")
+    cost.activation_bytes += kept + rows * (element + sizeof(std::int64_t) + 1) + inputs * (sizeof(float) + 1);
   return cost;
 }
 
 const RegisterPooling registration({
     {.name = "hard_topk",
      .description = "the k highest rows, unchanged or gated by their scores",
-     .source = "baseline of arXiv 2009.05169",
+     .source = "arXiv 2009.05169, section 3: the selection that its pooling relaxes",
      .options = {{.name = "gradient",
                   .type = OptionType::choice,
                   .fallback = "gated",

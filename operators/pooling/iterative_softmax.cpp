@@ -74,6 +74,14 @@ class IterativeSoftmaxReference : public PoolingOperator {
   std::string form_;
 };
 
+Cost iterative_softmax_cost(const PoolingShape& shape, const Options& options) {
+  if (options.text("form") == "score") return mixture_cost(shape, 1);
+  // The weights and the differences; the ranking that the highest scores are gathered by, and the scores.
+  auto cost = mixture_cost(shape, 2);
+  cost.activation_bytes += ranking_bytes(shape);
+  return cost;
+}
+
 const RegisterPooling registration({
     {.name = "iterative_softmax",
      .description = "k softmaxes in a row, after each of which its highest row leaves",
@@ -99,10 +107,7 @@ const RegisterPooling registration({
            .choices = {"score", "squared_distance", "all_rows"}}}},
     [](const Options& options) { return std::make_shared<IterativeSoftmax>(options); },
     [](const Options& options) { return std::make_shared<IterativeSoftmaxReference>(options); },
-    // The weights and, where they are squared, the differences.
-    [](const PoolingShape& shape, const Options& options) {
-      return mixture_cost(shape, options.text("form") == "score" ? 1 : 2);
-    },
+    iterative_softmax_cost,
     false,
     {{"alpha", 1e4}},
 });

@@ -40,7 +40,7 @@ long double threshold(const FallingScores& z, std::int64_t k) {
 const RegisterPooling registration(threshold_mask_variant({
     .name = "lapsum",
     .description = "the k highest rows times the Laplace distribution function of (s - tau) / T, masks summing to k",
-    .source = "LapSum, arXiv 2503.06242, soft top-k",
+    .source = "arXiv 2503.06242, soft top-k selection by LapSum",
     .phi = {laplace, laplace_slope, -exponential_reach, exponential_reach},
     .reference = {two_halves, threshold},
 }));

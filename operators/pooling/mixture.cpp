@@ -2,6 +2,8 @@
 
 #include "operators/pooling/selection.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
 namespace transpool {
 
 namespace {
@@ -10,6 +12,36 @@ at::Tensor padded_positions(const at::Tensor& lengths, std::int64_t n) { return 
 
 /// Far under every logit, yet finite: a softmax over padded columns alone is no NaN.
 constexpr double masked_logit = -1e37;
+
+/// weights (B, k, n) times x (B, n, d), whose padded rows count as 0 whatever they hold. Plain autograd would keep a copy
+/// of x without them; this masks x again in the backward pass.
+class MaskedProduct : public torch::autograd::Function<MaskedProduct> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& weights, const at::Tensor& x,
+                            const at::Tensor& lengths) {
+    context->save_for_backward({weights, x, lengths});
+    return at::bmm(weights, masked(x, lengths));
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto& weights = saved[0];
+    const auto& x = saved[1];
+    const auto& lengths = saved[2];
+    at::Tensor weight_gradient, x_gradient;
+    if (context->needs_input_grad(0)) weight_gradient = at::bmm(gradients[0], masked(x, lengths).transpose(1, 2));
+    if (context->needs_input_grad(1))
+      x_gradient =
+          at::bmm(weights.transpose(1, 2), gradients[0]).masked_fill_(padded_positions(lengths, x.size(1)).unsqueeze(2), 0);
+    return {weight_gradient, x_gradient, at::Tensor()};
+  }
+
+ private:
+  static at::Tensor masked(const at::Tensor& x, const at::Tensor& lengths) {
+    return x.masked_fill(padded_positions(lengths, x.size(1)).unsqueeze(2), 0);
+  }
+};
 
 }  // namespace
 
@@ -39,9 +71,9 @@ at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Ten
 Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights,
                 const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& leaders) {
   const auto k = weights.size(1);
-  const auto rows = lengths ? x.masked_fill(padded_positions(*lengths, x.size(1)).unsqueeze(2), 0) : x;
+  const auto rounded = weights.to(x.scalar_type());
   Pooled pooled;
-  pooled.values = at::bmm(weights.to(x.scalar_type()), rows);
+  pooled.values = lengths ? MaskedProduct::apply(rounded, x, *lengths) : at::bmm(rounded, x);
   pooled.scores = at::bmm(weights, clean_scores(scores, lengths).unsqueeze(2)).squeeze(2);
   pooled.positions = leaders ? *leaders : leading_rows(weights);
   if (!lengths) return pooled;
@@ -99,7 +131,11 @@ Cost mixture_cost(const PoolingShape& shape, double kept_weights) {
   cost.backward_flops = 4 * weights * width;
   cost.bytes_read = rows * (width * element + score);
   cost.bytes_written = outputs * (width * element + score + sizeof(std::int64_t));
-  cost.activation_bytes = kept_weights * weights * score + (rounded ? weights * element : 0) + cost.bytes_written;
+  // Cleaned twice, by the operator and for the scores of the outputs: the scores before they are clamped, which of them are
+  // NaN, and which are padding. The outputs take the clean ones as a factor.
+  const double per_score = 2 * (score + 2) + score;
+  cost.activation_bytes =
+      kept_weights * weights * score + (rounded ? weights * element : 0) + rows * per_score + cost.bytes_written + outputs;
   return cost;
 }
 

@@ -41,9 +41,10 @@ Pooled mix_by_rows(const at::Tensor& x, const at::Tensor& scores, std::int64_t k
 /// Bytes of one element of the scores that go with x of that dtype.
 std::int64_t score_bytes(at::ScalarType x_dtype);
 
-/// What `mix_rows` costs with lengths absent, for a loss on the values: two products forward (values and scores), two
-/// backward. activation_bytes: the weights in x's dtype where that is not the scores', and the outputs; the weights
-/// themselves and what stands before them are the operator's: it adds `kept_weights` tensors (B, k, n) in the scores' dtype.
+/// What `mix_rows` costs, for a loss on the values: two products forward (values and scores), two backward.
+/// activation_bytes: the outputs, the weights in x's dtype where that is not the scores', the scores as cleaned by the
+/// operator and by `mix_rows`, and the masks of lengths; the weights themselves and what stands before them are the
+/// operator's: it adds `kept_weights` tensors (B, k, n) in the scores' dtype.
 Cost mixture_cost(const PoolingShape& shape, double kept_weights);
 
 }  // namespace transpool

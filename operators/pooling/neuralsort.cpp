@@ -71,10 +71,11 @@ class NeuralSortReference : public PoolingOperator {
 };
 
 Cost neuralsort_cost(const PoolingShape& shape, const Options&) {
-  auto cost = mixture_cost(shape, 1);
-  // The slopes, which all batch rows share, and the ranks.
+  // The falls by rank, which a gather keeps, and the weights.
+  auto cost = mixture_cost(shape, 2);
+  // The slopes, which all batch rows share; the ranking of the scores, and the ranks of the rows.
   cost.activation_bytes += static_cast<double>(shape.pooled_length * shape.length * score_bytes(shape.dtype)) +
-                           static_cast<double>(2 * shape.batch * shape.length) * sizeof(std::int64_t);
+                           ranking_bytes(shape) + static_cast<double>(shape.batch * shape.length) * sizeof(std::int64_t);
   return cost;
 }
 

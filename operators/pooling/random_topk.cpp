@@ -82,7 +82,7 @@ Cost random_topk_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "random_topk",
      .description = "k random rows, whatever their scores, in source order",
-     .source = "control",
+     .source = "control, of no paper: lower bound of any selection",
      .options = {seed_option()},
      .capabilities = {.stochastic = true}},
     [](const Options& options) { return std::make_shared<RandomTopk>(options); },

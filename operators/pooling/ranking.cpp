@@ -1,5 +1,6 @@
 #include "operators/pooling/ranking.h"
 
+#include "operators/pooling/mixture.h"
 #include "operators/pooling/selection.h"
 
 namespace transpool {
@@ -18,6 +19,11 @@ Ranking rank_scores(const at::Tensor& clean, const std::optional<at::Tensor>& le
   const auto first_rank = std::get<0>(every.masked_fill(as_before, 0).cummax(1));
   ranking.leaders = ranking.order.gather(1, first_rank);
   return ranking;
+}
+
+double ranking_bytes(const PoolingShape& shape) {
+  return static_cast<double>(shape.batch * shape.length) *
+         static_cast<double>(sizeof(std::int64_t) + static_cast<std::size_t>(score_bytes(shape.dtype)));
 }
 
 at::Tensor order_by_counting(const at::Tensor& scores) {

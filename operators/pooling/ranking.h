@@ -1,6 +1,6 @@
 #pragma once
 
-#include "operators/tensor.h"
+#include "operators/pooling/pooling.h"
 
 namespace transpool {
 
@@ -14,6 +14,9 @@ struct Ranking {
 
 /// Ranks clean scores (B, n), which `clean_scores` gives.
 Ranking rank_scores(const at::Tensor& clean, const std::optional<at::Tensor>& lengths);
+
+/// Bytes that the gradient of `Ranking::scores` keeps: the order, and the scores that are gathered in it.
+double ranking_bytes(const PoolingShape& shape);
 
 /// The source rows of one batch row's scores (L,) by falling score, counted pair by pair, for references.
 at::Tensor order_by_counting(const at::Tensor& scores);

@@ -224,6 +224,13 @@ class RelaxedSubsetReference : public PoolingOperator {
   Options options_;
 };
 
+Cost relaxed_subset_cost(const PoolingShape& shape, const Options&) {
+  // The weights and their logarithms; the row of largest weight of each round.
+  auto cost = mixture_cost(shape, 2);
+  cost.activation_bytes += static_cast<double>(shape.batch * shape.pooled_length) * sizeof(std::int64_t);
+  return cost;
+}
+
 const RegisterPooling registration({
     {.name = "relaxed_subset",
      .description =
@@ -248,8 +255,7 @@ const RegisterPooling registration({
      .capabilities = {.stochastic = true}},
     [](const Options& options) { return std::make_shared<RelaxedSubset>(options); },
     [](const Options& options) { return std::make_shared<RelaxedSubsetReference>(options); },
-    // The weights and their logarithms.
-    [](const PoolingShape& shape, const Options&) { return mixture_cost(shape, 2); },
+    relaxed_subset_cost,
     false,
     {{"temperature", 1e-4}},
 });

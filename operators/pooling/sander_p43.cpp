@@ -25,7 +25,7 @@ long double threshold(const FallingScores& z, std::int64_t k) {
 const RegisterPooling registration(threshold_mask_variant({
     .name = "sander_p43",
     .description = "the k highest rows times the cube of (s - tau) / T clipped to [0, 1], masks summing to k",
-    .source = "Sander et al., arXiv 2302.01425, p = 4/3",
+    .source = "Sander et al., arXiv 2302.01425, p-norm regularised top-k mask at p = 4/3",
     .phi = {cube, cube_slope, 0, 1},
     .reference = {product_of_ramps, threshold},
 }));

@@ -21,7 +21,9 @@ long double threshold(const FallingScores& z, std::int64_t k) {
 const RegisterPooling registration(threshold_mask_variant({
     .name = "sigmoid_threshold",
     .description = "the k highest rows times sigmoid((s - tau) / T), masks summing to k",
-    .source = "unsorted SOFT top-k (entropic optimal transport to two targets), arXiv 2002.06504; LML, arXiv 1906.08707",
+    .source =
+        "arXiv 2002.06504, SOFT top-k operator (unsorted: entropic optimal transport to two targets); arXiv 1906.08707, LML "
+        "projection",
     .phi = {logistic, logistic_slope, -exponential_reach, exponential_reach},
     .reference = {half_tanh, threshold},
 }));

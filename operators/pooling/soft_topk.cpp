@@ -268,7 +268,8 @@ Cost soft_topk_cost(const PoolingShape& shape, const Options& options) {
 const RegisterPooling registration({
     {.name = "soft_topk",
      .description = "sorted SOFT top-k: entropic optimal transport of the rows to k ranks and the rest, implicit backward",
-     .source = "sorted SOFT top-k of arXiv 2002.06504: entropic optimal transport, squared cost, anchors k, ..., 1, 0",
+     .source =
+         "arXiv 2002.06504, sorted SOFT top-k operator: entropic optimal transport, squared cost, anchors k, ..., 1, 0",
      .options = {{.name = "temperature",
                   .type = OptionType::real,
                   .fallback = 0.01,

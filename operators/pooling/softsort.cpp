@@ -56,6 +56,13 @@ class SoftSortReference : public PoolingOperator {
   std::int64_t power_;
 };
 
+Cost softsort_cost(const PoolingShape& shape, const Options&) {
+  // The differences and the weights; the ranking that the highest scores are gathered by, and the scores.
+  auto cost = mixture_cost(shape, 2);
+  cost.activation_bytes += ranking_bytes(shape);
+  return cost;
+}
+
 const RegisterPooling registration({
     {.name = "softsort",
      .description = "the first k rows of SoftSort: softmax of the distances to the i-th highest score",
@@ -76,8 +83,7 @@ const RegisterPooling registration({
                   .maximum = 2}}},
     [](const Options& options) { return std::make_shared<SoftSort>(options); },
     [](const Options& options) { return std::make_shared<SoftSortReference>(options); },
-    // The differences and the weights.
-    [](const PoolingShape& shape, const Options&) { return mixture_cost(shape, 2); },
+    softsort_cost,
     false,
     {{"temperature", 1e-4}},
 });

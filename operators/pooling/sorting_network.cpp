@@ -269,17 +269,17 @@ class SortingNetworkReference : public PoolingOperator {
   double temperature_;
 };
 
-Cost sorting_network_cost(const PoolingShape& shape, const Options& options) {
+Cost sorting_network_cost(const PoolingShape& shape, const Options&) {
   const auto wires = wires_for(shape.length);
   const auto stages = static_cast<double>(bitonic_stages(wires).size());
   const auto comparators = static_cast<double>(shape.batch * wires / 2) * stages;
   auto cost = mixture_cost(shape, /*kept_weights=*/1);
   // The weights of the padded wires stand in the same tensor. Of each comparator: the scores of both wires, its keep in
-  // float64 and in the scores' dtype, 1 - keep, and the keep before padding is dealt with or the argument of atan.
+  // float64 and in the scores' dtype, 1 - keep, and the keep before padding is dealt with or the argument of atan; and
+  // which comparators padding decides.
   const auto padding = static_cast<double>(shape.batch * shape.pooled_length * (wires - shape.length));
   const auto score = static_cast<double>(score_bytes(shape.dtype));
-  const bool separate = is_cauchy(options) || wires > shape.length;
-  cost.activation_bytes += padding * score + comparators * ((separate ? 5 : 4) * sizeof(double) + score);
+  cost.activation_bytes += padding * score + comparators * (5 * sizeof(double) + score + 1);
   return cost;
 }
 

@@ -33,7 +33,7 @@ long double threshold(const FallingScores& z, std::int64_t k) {
 const RegisterPooling registration(threshold_mask_variant({
     .name = "sparsemap_topk",
     .description = "the k highest rows times (s - tau) / T clipped to [0, 1], masks summing to k",
-    .source = "Sander et al., arXiv 2302.01425, p = 2; SparseK, arXiv 2406.16747",
+    .source = "Sander et al., arXiv 2302.01425, p-norm regularised top-k mask at p = 2; arXiv 2406.16747, SparseK operator",
     .phi = {clipped, clipped_slope, 0, 1},
     .reference = {nested_ramps, threshold},
 }));

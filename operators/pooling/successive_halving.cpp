@@ -97,7 +97,7 @@ class SkippingReference : public PoolingOperator {
   TournamentOptions tournament_;
 };
 
-Cost successive_halving_cost(const PoolingShape& shape, const Options&) {
+Cost successive_halving_cost(const PoolingShape& shape, const Options& options) {
   const auto rounds = tournament_rounds(shape.length, shape.pooled_length);
   const auto padded = static_cast<double>(shape.batch * (shape.pooled_length << rounds));
   const auto width = static_cast<double>(shape.width);
@@ -111,9 +111,13 @@ Cost successive_halving_cost(const PoolingShape& shape, const Options&) {
   cost.bytes_read = static_cast<double>(shape.batch * shape.length) * width * element + scores;
   cost.bytes_written = outputs * (width * element + sizeof(float) + sizeof(std::int64_t));
   const double pairs = padded - outputs;  // over all rounds
-  cost.activation_bytes = pairs * (2 * sizeof(std::int64_t) + 3 * sizeof(double)) +
-                          padded * (sizeof(std::int64_t) + accumulator) +
-                          outputs * (width * element + sizeof(float) + sizeof(std::int64_t));
+  // Of each pair its rows, their scores and the share. Mirrored and in falling order the stronger row stands in the whole
+  // ranking, the weaker one in a copy.
+  const double indices = options.flag("mirror") && !options.flag("keep_order") ? 3 : 2;
+  // Of each row of x where it goes and its weight, and whether its score is NaN; the outputs.
+  cost.activation_bytes = pairs * (indices * sizeof(std::int64_t) + 3 * sizeof(double)) +
+                          padded * (sizeof(std::int64_t) + accumulator) + static_cast<double>(shape.batch * shape.length) +
+                          cost.bytes_written;
   return cost;
 }
 
@@ -143,7 +147,7 @@ std::vector<OptionSpec> option_specs() {
 const RegisterPooling registration({
     {.name = "successive_halving",
      .description = "Successive Halving top-k in one pass: tournament on the scores, one weighted gather",
-     .source = "arXiv 2010.15552; arXiv 2009.05169, section 3",
+     .source = "arXiv 2010.15552, algorithm 1; arXiv 2009.05169, section 3",
      .options = option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalving>(options); },
     make_reference,

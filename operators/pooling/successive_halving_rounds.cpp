@@ -2,6 +2,7 @@
 #include "operators/pooling/selection.h"
 #include "operators/pooling/tournament.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace transpool {
@@ -92,11 +93,34 @@ class SuccessiveHalvingRounds : public PoolingOperator {
   bool keep_order_;
 };
 
-Cost rounds_cost(const PoolingShape& shape, const Options&) {
+/// What the rounds of one batch row keep: of each round its ranking; of the winners their rows and indices; of those who
+/// lost the rows, ten numbers in float64 of the share and the mixed scores with an index or two, the shares that rows are
+/// mixed by, and which meetings were decided. The rows are in x's dtype until they are first mixed.
+double rounds_kept(const PoolingShape& shape, const Options& options) {
   const auto width = static_cast<double>(shape.width);
-  const auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  const auto mixed = static_cast<double>(c10::elementSize(accumulation_dtype(shape.dtype)));
+  auto element = static_cast<double>(c10::elementSize(shape.dtype));
+  const double per_winner = (options.flag("keep_order") ? 2 : 1) * sizeof(std::int64_t);
+  const double per_loser = (options.flag("mirror") ? 10 : 9) * sizeof(double) + 2 * mixed + 2;
   std::int64_t places = shape.pooled_length;
   while (places < shape.length) places *= 2;
+  double kept = 0;
+  for (auto rows = shape.length; places > shape.pooled_length; places /= 2) {
+    const auto winners = std::min(rows, places / 2);
+    const auto losers = static_cast<double>(rows - winners);
+    kept += static_cast<double>(rows) * sizeof(std::int64_t) + static_cast<double>(winners) * per_winner;
+    if (losers > 0) {
+      kept += (static_cast<double>(winners) + losers) * width * element + losers * per_loser;
+      element = mixed;
+    }
+    rows = winners;
+  }
+  return kept;
+}
+
+Cost rounds_cost(const PoolingShape& shape, const Options& options) {
+  const auto width = static_cast<double>(shape.width);
+  const auto element = static_cast<double>(c10::elementSize(shape.dtype));
   const auto eliminated = static_cast<double>(shape.batch * (shape.length - shape.pooled_length));
   Cost cost;
   // Each elimination mixes two rows: two multiply-accumulates an element, run as elementwise calls.
@@ -110,7 +134,10 @@ Cost rounds_cost(const PoolingShape& shape, const Options&) {
       (2.0 * static_cast<double>(shape.length - shape.pooled_length) + static_cast<double>(shape.pooled_length)) * width *
       element;
   cost.bytes_written = (eliminated + outputs) * width * element;
-  cost.activation_bytes = 4 * eliminated * width * element;
+  // Beside the rounds, which scores are NaN, and the outputs.
+  cost.activation_bytes = static_cast<double>(shape.batch) * rounds_kept(shape, options) +
+                          static_cast<double>(shape.batch * shape.length) +
+                          outputs * (width * element + sizeof(float) + sizeof(std::int64_t));
   return cost;
 }
 

@@ -128,8 +128,9 @@ Cost threshold_mask_cost(const PoolingShape& shape, const Options&) {
   Cost cost;
   cost.bytes_read = kept + scores * sizeof(float);
   cost.bytes_written = kept + rows * (sizeof(float) + sizeof(std::int64_t));
-  // phi' in float64, the scores before they are bounded, and which of them are NaN (twice: for the masks and the output).
-  const double per_score = sizeof(double) + sizeof(float) + 2;
+  // phi' and the mask in float64, the scores before they are bounded and as they are gathered, which of them are NaN (for
+  // the mask and for the output), and which are padding.
+  const double per_score = 2 * sizeof(double) + 2 * sizeof(float) + 3;
   // Rows with and without their masks; positions, their three gathers' indices and gaps, masks and scores.
   const double per_row = 4 * sizeof(std::int64_t) + 3 + element + sizeof(float);
   cost.activation_bytes = 2 * kept + scores * per_score + rows * per_row;

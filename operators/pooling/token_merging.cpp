@@ -225,7 +225,7 @@ Cost token_merging_cost(const PoolingShape& shape, const Options&) {
   cost.bytes_read = inputs * (width * element + sizeof(float));
   cost.bytes_written = outputs * (width * element + sizeof(float) + sizeof(std::int64_t));
   // Groups of the rows, sizes of the groups.
-  cost.activation_bytes = inputs * sizeof(std::int64_t) + outputs * 3 * sizeof(double) + cost.bytes_written;
+  cost.activation_bytes = inputs * sizeof(std::int64_t) + outputs * sizeof(double) + cost.bytes_written;
   return cost;
 }
 

@@ -28,8 +28,10 @@ Results run(const at::Tensor& x, const at::Tensor& scores, std::int64_t k, const
             std::string_view options, const Optional& seed) {
   return translated(dtypes_fit(x, scores, lengths), [&] {
     const auto instance = instances().get(name, options, seed);
-    check_pooling_arguments(x, scores, k, lengths);
-    check_lengths_in_range(lengths, x.size(1));
+    naming("pooling operator \"" + instance->variant->name + "\"", [&] {
+      check_pooling_arguments(x, scores, k, lengths);
+      check_lengths_in_range(lengths, x.size(1));
+    });
     check_pooling_support(*instance->variant, {x.size(0), x.size(1), x.size(2), k, x.scalar_type()},
                           x.is_cpu() ? "cpu" : "cuda");
     const auto pooled = instance->op->forward(x, scores, k, lengths);

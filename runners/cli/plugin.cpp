@@ -14,7 +14,12 @@ void load_plugins(const std::vector<std::string>& files) {
     if (!std::filesystem::exists(path)) throw UsageError("--plugin: " + file + " is not there; allowed: a shared library");
     try {
       // Kept for the life of the program: the registry holds its functions.
-      if (dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) throw UsageError(std::string("--plugin: ") + dlerror());
+      if (dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+        const std::string reason = dlerror();
+        const bool misses = reason.find("undefined symbol") != std::string::npos;
+        throw UsageError("--plugin: " + reason +
+                         (misses ? "; build it against this version of transpool and its LibTorch" : ""));
+      }
     } catch (const std::logic_error& error) {
       throw UsageError("--plugin: " + file + ": " + error.what());
     }

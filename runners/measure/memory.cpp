@@ -8,6 +8,8 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <new>
+#include <utility>
 
 namespace transpool {
 namespace {
@@ -15,31 +17,38 @@ namespace {
 std::atomic<std::int64_t> allocated{0};
 std::atomic<std::int64_t> peak{0};
 
-/// What a tracked block needs to be freed: the wrapped block and its size.
-struct Block {
+/// Stands in front of each tracked block: what is needed to free it.
+struct alignas(64) Header {
   at::DataPtr inner;
   std::int64_t bytes;
 };
 
-void free_block(void* context) {
-  auto* block = static_cast<Block*>(context);
-  allocated -= block->bytes;
-  delete block;
+void free_block(void* data) {
+  auto* header = static_cast<Header*>(data) - 1;
+  allocated -= header->bytes;
+  const auto inner = std::move(header->inner);
+  header->~Header();
 }
 
+/// The context of a block is its data, since oneDNN asks for raw memory and LibTorch would else leave oneDNN aside: what is
+/// measured would not be what runs without the hook.
 class CountingAllocator : public c10::Allocator {
  public:
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
 
   at::DataPtr allocate(std::size_t bytes) override {
     refuse_beyond_memory(bytes);
-    auto* block = new Block{inner_->allocate(bytes), static_cast<std::int64_t>(bytes)};
-    const auto now = allocated += block->bytes;
+    auto inner = inner_->allocate(bytes + sizeof(Header));
+    auto* header = static_cast<Header*>(inner.get());
+    new (header) Header{std::move(inner), static_cast<std::int64_t>(bytes)};
+    const auto now = allocated += header->bytes;
     auto highest = peak.load();
     while (now > highest && !peak.compare_exchange_weak(highest, now)) {
     }
-    return {block->inner.get(), block, &free_block, at::Device(at::kCPU)};
+    return {header + 1, header + 1, &free_block, at::Device(at::kCPU)};
   }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
 
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 
@@ -91,6 +100,8 @@ void install_memory_hook() {
   static CountingAllocator counting(c10::GetCPUAllocator());
   if (c10::GetCPUAllocator() != &counting) c10::SetCPUAllocator(&counting, /*priority=*/100);
 }
+
+std::int64_t allocated_cpu_bytes() { return allocated; }
 
 MemoryUse measure_memory(const Run& run, const at::Device& device) {
   return device.is_cuda() ? measure_cuda(run, device) : measure_cpu(run);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -22,5 +23,8 @@ MemoryUse measure_memory(const std::function<std::vector<at::Tensor>()>& run, co
 
 /// Puts the hook in place. Called once, before the first tensor is made.
 void install_memory_hook();
+
+/// Tensor bytes on the CPU that are allocated now and were since the hook is in place.
+std::int64_t allocated_cpu_bytes();
 
 }  // namespace transpool

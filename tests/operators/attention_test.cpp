@@ -272,6 +272,9 @@ TEST_F(Attention, RefusedArgumentsAreNamedWithTheirShapeAndWhatIsAllowed) {
     EXPECT_THAT(refusal(q[0], q, q), AllOf(HasSubstr("q: shape (2, 5, 4)"), HasSubstr("(B, h, n, e)")));
     EXPECT_THAT(refusal(q, random_heads(5, at::kDouble, 3), q),
                 AllOf(HasSubstr("k: shape (3, 2, 5, 3)"), HasSubstr("(3, 2, m, 4)")));
+    for (const auto& none : {q.narrow(0, 0, 0), q.narrow(1, 0, 0), q.narrow(2, 0, 0)})
+      EXPECT_THAT(refusal(none, none, none), AllOf(HasSubstr("q: shape ("), HasSubstr("each 1 or more")));
+    EXPECT_THAT(refusal(q, q.narrow(2, 0, 0), q.narrow(2, 0, 0)), HasSubstr("k: shape (3, 2, 0, 4)"));
     EXPECT_THAT(refusal(q, q, random_heads(6)), AllOf(HasSubstr("v: shape (3, 2, 6, 4)"), HasSubstr("(3, 2, 5, e)")));
     EXPECT_THAT(refusal(q, random_heads(6), random_heads(6), {.causal = true}),
                 AllOf(HasSubstr("k: shape (3, 2, 6, 4)"), HasSubstr("5 keys")));

@@ -118,10 +118,30 @@ class Errors(unittest.TestCase):
             ("batch 0", {"x": x[:0], "scores": scores[:0]}, {}),
             ("missing", {"name": "torchscript"}, {}),
             ("nowhere.pt", {"name": "torchscript"}, {"file": "nowhere.pt"}),
+            ("temperature: -1", {"name": "softsort"}, {"temperature": -1}),
+            ("temperature: 0", {"name": "sigmoid_threshold"}, {"temperature": 0}),
+            ("base: 1 is out of range", {"name": "successive_halving"}, {"base": 1}),
+            ('pooling operator "hard_topk": k: 13', {"k": 13}, {}),
         ]:
             call: dict[str, Any] = {"x": x, "scores": scores, "k": 4, "name": "hard_topk"}
             with self.subTest(words), self.assertRaisesRegex(ValueError, words):
                 transpool.pool(**(call | arguments), **options)
+
+    def test_wrong_values_of_attention_are_value_errors_that_name_them(self) -> None:
+        q = torch.randn(2, 2, 8, 4)
+        for words, arguments, options in [
+            ("unknown attention operator", {"name": "ful"}, {}),
+            ("chunk: 0 is out of range", {"name": "blockwise"}, {"chunk": 0}),
+            ("chnk", {"name": "blockwise"}, {"chnk": 2}),
+            ('attention operator "full": k: shape', {"k": q[:1]}, {}),
+            ('attention operator "full": lengths: 9', {"lengths": torch.tensor([9, 2])}, {}),
+            (r"q: shape \(0, 2, 8, 4\)", {"q": q[:0], "k": q[:0], "v": q[:0]}, {}),
+            (r"q: shape \(2, 2, 0, 4\)", {"q": q[:, :, :0], "k": q[:, :, :0], "v": q[:, :, :0], "name": "lsh"}, {}),
+            ("does not support a causal mask", {"name": "efficient", "causal": True}, {}),
+        ]:
+            call: dict[str, Any] = {"q": q, "k": q, "v": q}
+            with self.subTest(words), self.assertRaisesRegex(ValueError, words):
+                transpool.attend(**(call | arguments), **options)
 
     def test_wrong_types_are_type_errors(self) -> None:
         x, scores = rows()
