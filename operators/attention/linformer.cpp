@@ -1,5 +1,5 @@
 #include "operators/attention/attention.h"
-#include "operators/attention/seeded_normal.h"
+#include "operators/noise.h"
 
 #include <cmath>
 #include <limits>
@@ -13,9 +13,7 @@ namespace {
 class LinformerAttention : public AttentionOperator {
  public:
   explicit LinformerAttention(const Options& options)
-      : rows_(options.integer("projected_length")),
-        mean_(options.text("projection") == "mean"),
-        seed_(normal_seed(options)) {}
+      : rows_(options.integer("projected_length")), mean_(options.text("projection") == "mean"), seed_(seed_of(options)) {}
 
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
@@ -67,9 +65,7 @@ class LinformerAttention : public AttentionOperator {
 class LinformerBySlices : public AttentionOperator {
  public:
   explicit LinformerBySlices(const Options& options)
-      : rows_(options.integer("projected_length")),
-        mean_(options.text("projection") == "mean"),
-        seed_(normal_seed(options)) {}
+      : rows_(options.integer("projected_length")), mean_(options.text("projection") == "mean"), seed_(seed_of(options)) {}
 
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
@@ -146,7 +142,7 @@ const RegisterAttention registration({
                   .fallback = "mean",
                   .meaning = "mean of equal segments of the valid length, or Gaussian (the paper's is learned)",
                   .choices = {"mean", "random"}},
-                 normal_seed_option(0)},
+                 seed_option("random projections", 0)},
      .capabilities = {.stochastic = true, .cross = true}},
     [](const Options& options) { return std::make_shared<LinformerAttention>(options); },
     [](const Options& options) { return std::make_shared<LinformerBySlices>(options); },

@@ -1,6 +1,6 @@
 #include "operators/attention/attention.h"
 #include "operators/attention/lsh_kernels.h"
-#include "operators/attention/seeded_normal.h"
+#include "operators/noise.h"
 
 #include <algorithm>
 #include <cmath>
@@ -50,7 +50,7 @@ at::Tensor no_keys(const at::Tensor& k) { return k.narrow(2, 0, 0).sum(); }
 class LshAttention : public AttentionOperator {
  public:
   explicit LshAttention(const Options& options)
-      : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(normal_seed(options)) {}
+      : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(seed_of(options)) {}
 
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
@@ -150,7 +150,7 @@ class LshAttention : public AttentionOperator {
 class LshBySets : public AttentionOperator {
  public:
   explicit LshBySets(const Options& options)
-      : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(normal_seed(options)) {}
+      : rounds_(options.integer("rounds")), chunk_(options.integer("bucket")), seed_(seed_of(options)) {}
 
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
@@ -260,7 +260,7 @@ const RegisterAttention registration({
                   .fallback = 64,
                   .meaning = "rows of one chunk of sorted rows; a row sees its own chunk and the one before",
                   .minimum = 1},
-                 normal_seed_option(nullptr)},
+                 seed_option("random projections", nullptr)},
      .capabilities = {.stochastic = true, .causal = true}},
     [](const Options& options) { return std::make_shared<LshAttention>(options); },
     [](const Options& options) { return std::make_shared<LshBySets>(options); },

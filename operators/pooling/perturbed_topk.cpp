@@ -1,5 +1,5 @@
+#include "operators/noise.h"
 #include "operators/pooling/mixture.h"
-#include "operators/pooling/noise.h"
 #include "operators/pooling/selection.h"
 
 #include <torch/csrc/autograd/custom_function.h>

@@ -1,4 +1,4 @@
-#include "operators/pooling/noise.h"
+#include "operators/noise.h"
 #include "operators/pooling/pooling.h"
 #include "operators/pooling/selection.h"
 

@@ -2,10 +2,15 @@
 
 #include "operators/pooling/selection.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace transpool {
 namespace {
@@ -35,15 +40,90 @@ at::Tensor mixed_score(const at::Tensor& a, const at::Tensor& b, const at::Tenso
   return at::where((share == 1) | (a == b), a, share * a + (1 - share) * b);
 }
 
+/// A float64 without NaN as a number that is lower the higher the score is.
+std::uint64_t falling_key(double score) {
+  const auto bits = std::bit_cast<std::uint64_t>(score + 0.0);  // -0 and 0 are equal
+  constexpr std::uint64_t sign = std::uint64_t{1} << 63;
+  return ~(bits & sign ? ~bits : bits | sign);
+}
+
+struct Ranked {
+  std::uint64_t key;
+  std::int64_t index;
+};
+
+/// Sorts by key, equal ones in the order given; `spare` has room for as many. Digit by digit where that pays.
+void sort_ranked(std::vector<Ranked>& all, std::vector<Ranked>& spare) {
+  constexpr std::size_t few = 512;
+  constexpr int digit_bits = 11;
+  constexpr std::size_t digits = std::size_t{1} << digit_bits;
+  if (all.size() < few) {
+    std::stable_sort(all.begin(), all.end(), [](const Ranked& a, const Ranked& b) { return a.key < b.key; });
+    return;
+  }
+  for (int shift = 0; shift < 64; shift += digit_bits) {
+    const auto digit = [&](const Ranked& one) { return (one.key >> shift) & (digits - 1); };
+    std::array<std::uint32_t, digits> next{};
+    for (const auto& one : all) ++next[digit(one)];
+    if (next[digit(all.front())] == all.size()) continue;  // all alike
+    std::uint32_t start = 0;
+    for (auto& count : next) start += std::exchange(count, start);
+    for (const auto& one : all) spare[next[digit(one)]++] = one;
+    std::swap(all, spare);
+  }
+}
+
+/// Indices (B, N) of float64 scores (B, N) in falling order, ties to the lower index. On a CPU by a sort of our own, which
+/// is several times faster than the general one.
+at::Tensor falling_order(const at::Tensor& scores) {
+  if (!scores.is_cpu()) return std::get<1>(scores.sort(/*stable=*/true, 1, /*descending=*/true));
+  const auto given = scores.contiguous();
+  const auto n = given.size(1);
+  auto order = at::empty(given.sizes(), given.options().dtype(at::kLong));
+  const auto* from = given.const_data_ptr<double>();
+  auto* to = order.mutable_data_ptr<std::int64_t>();
+  at::parallel_for(0, given.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<Ranked> all(static_cast<std::size_t>(n)), spare(static_cast<std::size_t>(n));
+    for (std::int64_t b = begin; b < end; ++b) {
+      for (std::int64_t i = 0; i < n; ++i) all[static_cast<std::size_t>(i)] = {falling_key(from[b * n + i]), i};
+      sort_ranked(all, spare);
+      for (std::int64_t i = 0; i < n; ++i) to[b * n + i] = all[static_cast<std::size_t>(i)].index;
+    }
+  });
+  return order;
+}
+
+/// Indices (B, N) of distinct leaders (B, N), each from 0 to `places` - 1, in rising order: on a CPU by where they stand.
+at::Tensor source_order(const at::Tensor& leaders, std::int64_t places) {
+  if (!leaders.is_cpu()) return std::get<1>(leaders.sort(1));
+  const auto given = leaders.contiguous();
+  const auto n = given.size(1);
+  auto order = at::empty_like(given);
+  const auto* from = given.const_data_ptr<std::int64_t>();
+  auto* to = order.mutable_data_ptr<std::int64_t>();
+  at::parallel_for(0, given.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::int64_t> standing(static_cast<std::size_t>(places));
+    for (std::int64_t b = begin; b < end; ++b) {
+      std::fill(standing.begin(), standing.end(), -1);
+      for (std::int64_t i = 0; i < n; ++i) standing[static_cast<std::size_t>(from[b * n + i])] = i;
+      auto* next = to + b * n;
+      for (const auto i : standing)
+        if (i >= 0) *next++ = i;
+    }
+  });
+  return order;
+}
+
 struct State {
-  at::Tensor scores;   // (B, N)
-  at::Tensor leaders;  // (B, N) source row that leads each tree; n or more for padding
-  at::Tensor real;     // (B, 1) how many of the N rows are real; null where all are
+  std::int64_t places;  // padded number of source rows
+  at::Tensor scores;    // (B, N)
+  at::Tensor leaders;   // (B, N) source row that leads each tree; n or more for padding
+  at::Tensor real;      // (B, 1) how many of the N rows are real; null where all are
 };
 
 Round play(State& state, const TournamentOptions& options, bool padded) {
   const auto half = state.scores.size(1) / 2;
-  const auto order = std::get<1>(comparable_scores(state.scores).sort(/*stable=*/true, 1, /*descending=*/true));
+  const auto order = falling_order(comparable_scores(state.scores));
   Round round;
   round.stronger = order.narrow(1, 0, half);
   round.weaker = order.narrow(1, half, half);
@@ -59,7 +139,7 @@ Round play(State& state, const TournamentOptions& options, bool padded) {
   }
   state.leaders = state.leaders.gather(1, round.stronger);
   if (options.keep_order) {
-    const auto back = std::get<1>(state.leaders.sort(1));
+    const auto back = source_order(state.leaders, state.places);
     state.leaders = state.leaders.gather(1, back);
     for (auto* part : {&round.stronger, &round.weaker, &round.stronger_score, &round.weaker_score, &round.share})
       *part = part->gather(1, back);
@@ -106,6 +186,7 @@ class TournamentFunction : public torch::autograd::Function<TournamentFunction> 
     const bool padded = lengths.has_value() || padded_length != n;
 
     State state;
+    state.places = padded_length;
     state.scores = at::constant_pad_nd(rankable_scores(scores, lengths).to(at::kDouble), {0, padded_length - n}, lowest);
     state.leaders = at::arange(padded_length, scores.options().dtype(at::kLong)).expand({batch, padded_length});
     if (padded) state.real = lengths ? lengths->unsqueeze(1) : at::full({batch, 1}, n, state.leaders.options());

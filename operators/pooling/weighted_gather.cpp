@@ -54,11 +54,19 @@ bool has_avx2() { return false; }
 #endif
 #define TRANSPOOL_INLINE inline __attribute__((always_inline))
 
+/// Rows stand anywhere in x: the processor cannot guess the next one.
+template <class T>
+TRANSPOOL_INLINE void prefetch_row(const T* row, std::int64_t width) {
+  constexpr auto line = static_cast<std::int64_t>(64 / sizeof(T));
+  for (std::int64_t i = 0; i < width; i += line) __builtin_prefetch(row + i);
+}
+
 /// sum[i] += weights[r] * rows[r][i] for `count` rows, four at a time, so that the sums are read and written less often.
 template <class T, class Sum>
 TRANSPOOL_INLINE void add_rows(const T* const* rows, const Sum* weights, std::size_t count, std::int64_t width, Sum* sum) {
   std::size_t r = 0;
   for (; r + 4 <= count; r += 4) {
+    for (auto next = r + 4; next < std::min(r + 8, count); ++next) prefetch_row(rows[next], width);
     const T *const a = rows[r], *const b = rows[r + 1], *const c = rows[r + 2], *const d = rows[r + 3];
     const Sum wa = weights[r], wb = weights[r + 1], wc = weights[r + 2], wd = weights[r + 3];
 #pragma omp simd

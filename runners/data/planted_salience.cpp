@@ -51,7 +51,9 @@ Document make_document(Random& random, const Task& task, const std::string& id) 
   return {id, join(text, " "), join(target, " "), places};
 }
 
-Split make_split(Random& random, const Task& task, const std::string& name, std::int64_t count) {
+/// Drawn from a stream of its own, so that no split depends on the size of another.
+Split make_split(std::uint64_t seed, const Task& task, const std::string& name, std::int64_t count) {
+  Random random(seed);
   Split split;
   for (std::int64_t i = 0; i < count; ++i)
     split.documents.push_back(make_document(random, task, fmt::format("{}-{}", name, i)));
@@ -72,10 +74,11 @@ Corpus load(const Options& options, std::uint64_t seed, const Where& where) {
                   options.text("order") == "alphabetical",
                   {words.begin(), border},
                   {border, words.end()}};
+  const auto train = random.next(), validation = random.next(), test = random.next();
   Corpus corpus;
-  corpus.train = make_split(random, task, "train", options.integer("train_documents"));
-  corpus.validation = make_split(random, task, "validation", options.integer("validation_documents"));
-  corpus.test = make_split(random, task, "test", options.integer("test_documents"));
+  corpus.train = make_split(train, task, "train", options.integer("train_documents"));
+  corpus.validation = make_split(validation, task, "validation", options.integer("validation_documents"));
+  corpus.test = make_split(test, task, "test", options.integer("test_documents"));
   return corpus;
 }
 

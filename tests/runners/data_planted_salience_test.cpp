@@ -37,9 +37,20 @@ std::uint64_t hash(const Split& split) {
 
 TEST(PlantedSalienceCorpus, IsTheSameOnEveryMachine) {
   const auto corpus = load(0, 4096);
-  EXPECT_EQ(hash(corpus.train), 11420140220573712846ULL);
-  EXPECT_EQ(hash(corpus.validation), 7531754360337964014ULL);
-  EXPECT_EQ(hash(corpus.test), 214786804105063459ULL);
+  EXPECT_EQ(hash(corpus.train), 39705425972521782ULL);
+  EXPECT_EQ(hash(corpus.validation), 8246841695787467768ULL);
+  EXPECT_EQ(hash(corpus.test), 12261781145087472231ULL);
+}
+
+TEST(PlantedSalienceCorpus, NoSplitDependsOnTheSizeOfAnother) {
+  const auto few = load(3, 10), many = load(3, 1000);
+  EXPECT_EQ(hash(few.validation), hash(many.validation));
+  EXPECT_EQ(hash(few.test), hash(many.test));
+  auto first = many.train;
+  first.documents.resize(10);
+  EXPECT_EQ(hash(first), hash(few.train));
+  EXPECT_NE(few.train.documents[0].source, few.validation.documents[0].source);
+  EXPECT_NE(few.validation.documents[0].source, few.test.documents[0].source);
 }
 
 TEST(PlantedSalienceCorpus, WordsStayDifferentWhenStemmed) {

@@ -1,7 +1,6 @@
-#include "operators/attention/seeded_normal.h"
+#include "operators/noise.h"
 
 #include <ATen/Context.h>
-#include <ATen/core/Generator.h>
 #include <c10/core/InferenceMode.h>
 
 #include <list>
@@ -29,9 +28,8 @@ class KeptDraws {
         return kept_.front().second;
       }
     const c10::InferenceMode outside(false);  // autograd may save it
-    auto generator = at::globalContext().defaultGenerator(draw.device).clone();
-    generator.set_current_seed(static_cast<std::uint64_t>(draw.seed));
-    kept_.emplace_front(draw, at::randn(draw.shape, generator, at::TensorOptions(draw.device).dtype(at::kFloat)));
+    const auto options = at::TensorOptions(draw.device).dtype(at::kFloat);
+    kept_.emplace_front(draw, at::randn(draw.shape, seeded_generator(draw.seed, draw.device), options));
     if (kept_.size() > most_) kept_.pop_back();
     return kept_.front().second;
   }
@@ -49,18 +47,30 @@ KeptDraws& kept_draws() {
 
 }  // namespace
 
-OptionSpec normal_seed_option(const Json& fallback) {
-  return {.name = "seed",
-          .type = OptionType::integer,
-          .fallback = fallback,
-          .meaning = "of the random projections, the same in each call; null: torch's own generator, new ones in each call",
-          .minimum = 0,
-          .optional = true};
+OptionSpec seed_option(const std::string& drawn, const Json& fallback) {
+  return {
+      .name = "seed",
+      .type = OptionType::integer,
+      .fallback = fallback,
+      .meaning = "of the " + drawn + ", the same in each call; null: torch's own generator, which draws anew in each call",
+      .minimum = 0,
+      .optional = true};
 }
 
-std::optional<std::int64_t> normal_seed(const Options& options) {
+std::optional<std::int64_t> seed_of(const Options& options) {
   if (!options.has("seed")) return std::nullopt;
   return options.integer("seed");
+}
+
+std::optional<at::Generator> seeded_generator(const std::optional<std::int64_t>& seed, const at::Device& device) {
+  if (!seed) return std::nullopt;
+  auto generator = at::globalContext().defaultGenerator(device).clone();
+  generator.set_current_seed(static_cast<std::uint64_t>(*seed));
+  return generator;
+}
+
+std::optional<at::Generator> noise_generator(const Options& options, const at::Device& device) {
+  return seeded_generator(seed_of(options), device);
 }
 
 at::Tensor seeded_normal(at::IntArrayRef shape, const at::Tensor& like, const std::optional<std::int64_t>& seed) {
