@@ -115,16 +115,22 @@ void note_rows_read(const PoolingPass& pass, Record& record) {
                               .meaning = "part of the valid rows of x that the forward pass reads"});
 }
 
-void measure_pooling(const Cell& cell, Record& record) {
-  const auto& values = cell.values;
-  const auto selection = pooling_registry().select(values.raw("pooling"));
-  auto pass = std::make_shared<PoolingPass>();
+/// What both kinds begin with; the inputs are not drawn yet.
+template <class Pass, class Variant, class Shape>
+std::shared_ptr<Pass> pass_of(const Cell& cell, const Selection<Variant>& selection, const Shape& shape) {
+  auto pass = std::make_shared<Pass>();
   pass->op = selection.variant->make(selection.options);
-  pass->shape = pooling_shape(values);
-  pass->scores_kind = values.text("scores");
-  pass->lengths_kind = values.text("lengths");
+  pass->shape = shape;
+  pass->lengths_kind = cell.values.text("lengths");
   pass->device = device_from_name(cell.device);
-  pass->backward = values.text("pass") == "forward+backward";
+  pass->backward = cell.values.text("pass") == "forward+backward";
+  return pass;
+}
+
+void measure_pooling(const Cell& cell, Record& record) {
+  const auto selection = pooling_registry().select(cell.values.raw("pooling"));
+  const auto pass = pass_of<PoolingPass>(cell, selection, pooling_shape(cell.values));
+  pass->scores_kind = cell.values.text("scores");
   pass->draw();
   note_rows_read(*pass, record);
   measure_pass(cell, pass, selection.variant->reference(selection.options),
@@ -133,14 +139,8 @@ void measure_pooling(const Cell& cell, Record& record) {
 }
 
 void measure_attention(const Cell& cell, Record& record) {
-  const auto& values = cell.values;
-  const auto selection = attention_registry().select(values.raw("attention"));
-  auto pass = std::make_shared<AttentionPass>();
-  pass->op = selection.variant->make(selection.options);
-  pass->shape = attention_shape(values, cell.device);
-  pass->lengths_kind = values.text("lengths");
-  pass->device = device_from_name(cell.device);
-  pass->backward = values.text("pass") == "forward+backward";
+  const auto selection = attention_registry().select(cell.values.raw("attention"));
+  const auto pass = pass_of<AttentionPass>(cell, selection, attention_shape(cell.values, cell.device));
   pass->draw();
   measure_pass(cell, pass, selection.variant->reference(selection.options),
                selection.variant->cost(pass->shape, selection.options), record);
