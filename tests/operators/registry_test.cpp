@@ -64,7 +64,7 @@ TEST(RegistryTest, DefaultsAreFilledInInTheOrderOfTheSpecs) {
   EXPECT_EQ(pooling_registry().resolve("hard_topk", place).dump(),
             R"({"name":"hard_topk","gradient":"gated","keep_order":true})");
   EXPECT_EQ(pooling_registry().resolve({{"mirror", false}, {"base", 5}, {"name", "successive_halving"}}, place).dump(),
-            R"({"name":"successive_halving","base":5.0,"mirror":false,"keep_order":true})");
+            R"({"name":"successive_halving","base":5.0,"mirror":false,"keep_order":true,"skip":"off","epsilon":0.001})");
   EXPECT_EQ(attention_registry().resolve({{"name", "blockwise"}, {"chunk", 16.0}}, place).dump(),
             R"({"name":"blockwise","chunk":16})");
 }
