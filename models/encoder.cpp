@@ -35,8 +35,8 @@ Cost pooling_cost(const EncoderConfig& config, std::int64_t scored, PoolingShape
   return cost;
 }
 
-Cost pruner_cost(const EncoderConfig& pruner, std::int64_t width, PoolingShape shape, bool masked) {
-  auto cost = encoder_cost(trunk_of(pruner), shape.batch, shape.length, masked, shape.dtype);
+Cost pruner_cost(const EncoderConfig& pruner, std::int64_t width, PoolingShape shape, bool masked, at::DeviceType device) {
+  auto cost = encoder_cost(trunk_of(pruner), shape.batch, shape.length, masked, shape.dtype, device);
   if (pruner.layer.width != width)
     cost += projection_cost(shape.batch * shape.length, width, pruner.layer.width, shape.dtype);
   if (!make_pooling(pruner.pooling)->passes_score_gradient()) {
@@ -209,20 +209,21 @@ Encoded PrunerImpl::forward(const Encoded& in) {
   return pooling_->forward(in, read.memory);
 }
 
-Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype) {
+Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype,
+                  at::DeviceType device) {
   const auto attention = attention_registry().select(config.attention);
   const auto& layer = config.layer;
   Cost total;
   if (const auto left = rows_after_pruner(config, length); left < length) {
-    total += pruner_cost(*config.pruner, layer.width, {batch, length, layer.width, left, dtype}, masked);
+    total += pruner_cost(*config.pruner, layer.width, {batch, length, layer.width, left, dtype}, masked, device);
     length = left;
   }
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const auto rows = batch * length;
     total += projection_cost(rows, layer.width, 4 * layer.width, dtype);
     total += projection_cost(rows, layer.width, 2 * layer.feed_forward, dtype);
-    total += attention.variant->cost({batch, layer.heads, length, length, layer.width / layer.heads, false, masked, dtype},
-                                     attention.options);
+    total += attention.variant->cost(
+        {batch, layer.heads, length, length, layer.width / layer.heads, false, masked, dtype, device}, attention.options);
     const auto width = config.widths.find(i);
     if (width == config.widths.end() || width->second >= length) continue;
     total += pooling_cost(config, layer.width, {batch, length, layer.width, width->second, dtype});

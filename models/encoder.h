@@ -105,8 +105,10 @@ class PrunerImpl : public torch::nn::Module {
   PoolingLayer pooling_{nullptr};
 };
 
-/// Cost of one forward and backward pass over (batch, length) rows that carry a gradient.
-Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype);
+/// Cost of one forward and backward pass over (batch, length) rows that carry a gradient. What is executed for it may differ
+/// by device.
+Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype,
+                  at::DeviceType device = at::kCPU);
 
 /// "sdpa", "cpu", "cuda" ...: what runs in this encoder on that device, by part.
 Json encoder_backends(const EncoderConfig& config, const at::Device& device);

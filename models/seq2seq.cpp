@@ -47,8 +47,8 @@ std::int64_t Seq2SeqImpl::parameter_count() const {
 }
 
 Cost model_cost(const ModelConfig& config, std::int64_t batch, std::int64_t source, std::int64_t target, bool masked,
-                at::ScalarType dtype) {
-  auto cost = encoder_cost(config.encoder, batch, source, masked, dtype);
+                at::ScalarType dtype, at::DeviceType device) {
+  auto cost = encoder_cost(config.encoder, batch, source, masked, dtype, device);
   const auto memory = encoder_lengths(config.encoder, source).back();
   cost += decoder_cost(config.decoder, batch, target, memory, masked, dtype);
   cost += projection_cost(batch * target, config.encoder.layer.width, config.vocabulary, dtype);

@@ -45,6 +45,6 @@ TORCH_MODULE(Seq2Seq);
 
 /// Cost of one teacher-forced pass over (batch, source) and (batch, target) tokens.
 Cost model_cost(const ModelConfig& config, std::int64_t batch, std::int64_t source, std::int64_t target, bool masked,
-                at::ScalarType dtype);
+                at::ScalarType dtype, at::DeviceType device = at::kCPU);
 
 }  // namespace transpool

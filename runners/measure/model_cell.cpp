@@ -141,7 +141,8 @@ Workload training_workload(const Cell& cell, Seq2Seq model, std::shared_ptr<Adam
     loss.backward();
     pass->optimizer->step();
   };
-  workload.cost = model_cost(model->config(), pass->batch, pass->source, pass->target, random_lengths, pass->dtype);
+  workload.cost =
+      model_cost(model->config(), pass->batch, pass->source, pass->target, random_lengths, pass->dtype, pass->device.type());
   workload.backward = true;
   return workload;
 }
@@ -159,7 +160,7 @@ Workload generation_workload(const Cell& cell, Seq2Seq model, bool random_length
                     {.max_length = pass->target, .stop_early = false});
   };
   const auto& config = model->config();
-  workload.cost = encoder_cost(config.encoder, pass->batch, pass->source, random_lengths, pass->dtype);
+  workload.cost = encoder_cost(config.encoder, pass->batch, pass->source, random_lengths, pass->dtype, pass->device.type());
   const auto memory = encoder_lengths(config.encoder, pass->source).back();
   workload.cost += generation_cost(config.decoder, pass->batch, pass->target, memory, random_lengths, pass->dtype);
   workload.cost += projection_cost(pass->batch * pass->target, config.encoder.layer.width, config.vocabulary, pass->dtype);

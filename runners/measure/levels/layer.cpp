@@ -63,7 +63,7 @@ void measure_layer(const Cell& cell, Record& record) {
   workload.redraw = [pass] { pass->draw(); };
   workload.run = [pass] { pass->run(); };
   workload.results = [pass] { return std::vector<at::Tensor>{pass->run()}; };
-  workload.cost = encoder_cost(config, pass->batch, pass->length, pass->random_lengths, dtype);
+  workload.cost = encoder_cost(config, pass->batch, pass->length, pass->random_lengths, dtype, device.type());
   workload.backward = pass->backward;
   measure_workload(cell, workload, record);
 }

@@ -53,8 +53,8 @@ void measure_passes(const Cell& cell, Record& record, bool whole) {
     }
     if (backward) out.backward();
   };
-  workload.cost = whole ? model_cost(model->config(), batch, source, target, random_lengths(cell), dtype)
-                        : encoder_cost(model->config().encoder, batch, source, random_lengths(cell), dtype);
+  workload.cost = whole ? model_cost(model->config(), batch, source, target, random_lengths(cell), dtype, device.type())
+                        : encoder_cost(model->config().encoder, batch, source, random_lengths(cell), dtype, device.type());
   workload.backward = backward;
   measure_workload(cell, workload, record);
 }
