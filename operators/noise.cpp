@@ -30,12 +30,12 @@ class KeptDraws {
     const c10::InferenceMode outside(false);  // autograd may save it
     const auto options = at::TensorOptions(draw.device).dtype(at::kFloat);
     kept_.emplace_front(draw, at::randn(draw.shape, seeded_generator(draw.seed, draw.device), options));
-    if (kept_.size() > most_) kept_.pop_back();
+    if (kept_.size() > most) kept_.pop_back();
     return kept_.front().second;
   }
 
  private:
-  static constexpr std::size_t most_ = 8;
+  static constexpr std::size_t most = 8;
   std::mutex mutex_;
   std::list<std::pair<Draw, at::Tensor>> kept_;
 };

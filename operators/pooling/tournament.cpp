@@ -10,6 +10,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <ranges>
 #include <utility>
 
 namespace transpool {
@@ -158,10 +159,10 @@ std::vector<Level> expand(const std::vector<Round>& rounds, std::int64_t batch, 
   std::vector<Level> levels;
   const auto index = at::TensorOptions().dtype(at::kLong).device(device);
   levels.push_back({at::arange(k, index).expand({batch, k}), at::ones({batch, k}, index.dtype(at::kDouble))});
-  for (auto round = rounds.rbegin(); round != rounds.rend(); ++round) {
+  for (const auto& round : rounds | std::views::reverse) {
     const auto& [nodes, weights] = levels.back();
-    const auto share = round->share.gather(1, nodes);
-    const auto pair = at::stack({round->stronger.gather(1, nodes), round->weaker.gather(1, nodes)}, 2);
+    const auto share = round.share.gather(1, nodes);
+    const auto pair = at::stack({round.stronger.gather(1, nodes), round.weaker.gather(1, nodes)}, 2);
     const auto parts = at::stack({weights * share, weights * (1 - share)}, 2);
     levels.push_back({pair.view({batch, -1}), parts.view({batch, -1})});
   }
