@@ -64,7 +64,7 @@ TEST(RegistryTest, DefaultsAreFilledInInTheOrderOfTheSpecs) {
   EXPECT_EQ(pooling_registry().resolve("hard_topk", place).dump(),
             R"({"name":"hard_topk","gradient":"gated","keep_order":true})");
   EXPECT_EQ(pooling_registry().resolve({{"mirror", false}, {"base", 5}, {"name", "successive_halving"}}, place).dump(),
-            R"({"name":"successive_halving","base":5.0,"mirror":false,"keep_order":true})");
+            R"({"name":"successive_halving","base":5.0,"mirror":false,"keep_order":true,"skip":"off","epsilon":0.001})");
   EXPECT_EQ(attention_registry().resolve({{"name", "blockwise"}, {"chunk", 16.0}}, place).dump(),
             R"({"name":"blockwise","chunk":16})");
 }
@@ -88,6 +88,19 @@ TEST(RegistryTest, ANameIsRegisteredOnce) {
   EXPECT_EQ(message_of<std::logic_error>([] { pooling_registry().add(pooling_registry().find("hard_topk")); }),
             "pooling operator \"hard_topk\" is registered twice");
   EXPECT_EQ(pooling_registry().names(), names);
+}
+
+TEST(RegistryTest, AVariantOfAFileWithAnotherLayoutIsRefused) {
+  auto pooling = pooling_registry().find("hard_topk");
+  auto attention = attention_registry().find("full");
+  pooling.name = attention.name = "of another version";
+  EXPECT_THAT(message_of<std::logic_error>([&] { RegisterPooling(pooling, pooling_layout + 1); }),
+              AllOf(StartsWith("pooling operator built against another version of transpool"),
+                    HasSubstr("build it against this version")));
+  EXPECT_THAT(message_of<std::logic_error>([&] { RegisterAttention(attention, attention_layout + 1); }),
+              StartsWith("attention operator built against another version of transpool"));
+  EXPECT_EQ(pooling_registry().all().count("of another version"), 0U);
+  EXPECT_EQ(attention_registry().all().count("of another version"), 0U);
 }
 
 TEST(RegistryTest, TheCatalogueHoldsEveryRegistryByItsKind) {
