@@ -32,14 +32,9 @@ const RegisterEncoder registration({
      .options = options()},
     [](EncoderRequest request, const Options& options) {
       apply_pooling_options(request, options);
-      auto& base = request.base;
-      base.layers = options.integer("layers");
-      base.attention = blockwise_attention(request.chunk);
-      base.widths = halving_schedule(request.source_length, request.pooled_length,
-                                     options.has("halve_after")
-                                         ? explicit_layers(options.raw("halve_after"), base.layers)
-                                         : first_layers(request.source_length, request.pooled_length, base.layers));
-      return base;
+      request.base.layers = options.integer("layers");
+      request.base.attention = blockwise_attention(request.chunk);
+      return halved_after(request, options, first_layers);
     },
 });
 

@@ -8,6 +8,23 @@
 #include <numeric>
 
 namespace transpool {
+namespace {
+
+/// The value of `halve_after_option`, ascending. Throws UsageError naming what is not a layer of `layers` or comes twice.
+std::vector<std::int64_t> explicit_layers(const Json& value, std::int64_t layers) {
+  if (value.empty()) throw UsageError("halve_after: [] is not allowed; allowed: one layer or more");
+  std::map<std::int64_t, bool> chosen;
+  for (const auto& item : value) {
+    const bool layer = item.is_number_integer() && item.get<std::int64_t>() >= 0 && item.get<std::int64_t>() < layers;
+    if (!layer || !chosen.emplace(item.get<std::int64_t>(), true).second)
+      throw UsageError(fmt::format("halve_after: {} is not allowed; allowed: 0 to {}, each once", item.dump(), layers - 1));
+  }
+  std::vector<std::int64_t> ascending;
+  for (const auto& [layer, yes] : chosen) ascending.push_back(layer);
+  return ascending;
+}
+
+}  // namespace
 
 Registry<EncoderVariant>& encoder_registry() {
   static Registry<EncoderVariant> registry("encoder", "encoder");
@@ -78,19 +95,6 @@ OptionSpec halve_after_option(const std::string& otherwise) {
           .optional = true};
 }
 
-std::vector<std::int64_t> explicit_layers(const Json& value, std::int64_t layers) {
-  if (value.empty()) throw UsageError("halve_after: [] is not allowed; allowed: one layer or more");
-  std::map<std::int64_t, bool> chosen;
-  for (const auto& item : value) {
-    const bool layer = item.is_number_integer() && item.get<std::int64_t>() >= 0 && item.get<std::int64_t>() < layers;
-    if (!layer || !chosen.emplace(item.get<std::int64_t>(), true).second)
-      throw UsageError(fmt::format("halve_after: {} is not allowed; allowed: 0 to {}, each once", item.dump(), layers - 1));
-  }
-  std::vector<std::int64_t> ascending;
-  for (const auto& [layer, yes] : chosen) ascending.push_back(layer);
-  return ascending;
-}
-
 void apply_pooling_options(EncoderRequest& request, const Options& options) {
   if (options.has("pooling")) request.base.pooling = options.raw("pooling");
   if (options.has("scorer")) request.base.scorer = options.raw("scorer");
@@ -118,6 +122,15 @@ std::map<std::int64_t, std::int64_t> halving_schedule(std::int64_t n, std::int64
   }
   if (!widths.empty()) widths.rbegin()->second = k;
   return widths;
+}
+
+EncoderConfig halved_after(const EncoderRequest& request, const Options& options, HalvingLayers by_default) {
+  auto config = request.base;
+  const auto n = request.source_length, k = request.pooled_length;
+  config.widths = halving_schedule(n, k,
+                                   options.has("halve_after") ? explicit_layers(options.raw("halve_after"), config.layers)
+                                                              : by_default(n, k, config.layers));
+  return config;
 }
 
 }  // namespace transpool

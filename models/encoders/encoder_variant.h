@@ -41,9 +41,6 @@ std::map<std::int64_t, std::int64_t> explicit_widths(const Json& value);
 /// The layers after which the length is halved, a list; `otherwise` says what null does.
 OptionSpec halve_after_option(const std::string& otherwise);
 
-/// The value of `halve_after_option`, ascending. Throws UsageError naming what is not a layer of `layers` or comes twice.
-std::vector<std::int64_t> explicit_layers(const Json& value, std::int64_t layers);
-
 /// Puts the given ones of `pooling_encoder_options` over the request.
 void apply_pooling_options(EncoderRequest& request, const Options& options);
 
@@ -57,5 +54,12 @@ std::map<std::int64_t, std::int64_t> halving_schedule(std::int64_t n, std::int64
 /// The same over those layers alone.
 std::map<std::int64_t, std::int64_t> halving_schedule(std::int64_t n, std::int64_t k,
                                                       const std::vector<std::int64_t>& layers);
+
+/// Which layers of n rows, k left and that many layers halve the length by default, ascending.
+using HalvingLayers = std::vector<std::int64_t> (*)(std::int64_t n, std::int64_t k, std::int64_t layers);
+
+/// The request's configuration, its length halved after the layers that the option `halve_after` names, else after the
+/// default ones. Throws UsageError naming what is not a layer or comes twice.
+EncoderConfig halved_after(const EncoderRequest& request, const Options& options, HalvingLayers by_default);
 
 }  // namespace transpool

@@ -29,14 +29,9 @@ const RegisterEncoder registration({
                  halve_after_option("the last layer of each block but the last, blocks of equal size")}},
     [](EncoderRequest request, const Options& options) {
       apply_pooling_options(request, options);
-      auto& base = request.base;
-      if (options.has("attention")) base.attention = options.raw("attention");
-      base.scorer = "position";  // strides read no scores
-      base.widths = halving_schedule(request.source_length, request.pooled_length,
-                                     options.has("halve_after")
-                                         ? explicit_layers(options.raw("halve_after"), base.layers)
-                                         : block_ends(request.source_length, request.pooled_length, base.layers));
-      return base;
+      if (options.has("attention")) request.base.attention = options.raw("attention");
+      request.base.scorer = "position";  // strides read no scores
+      return halved_after(request, options, block_ends);
     },
 });
 

@@ -12,6 +12,11 @@ Registry<AttentionVariant>& attention_registry() {
   return registry;
 }
 
+RegisterAttention::RegisterAttention(AttentionVariant variant, std::uint64_t layout) {
+  check_layout(attention_registry().noun(), layout, attention_layout);
+  attention_registry().add(std::move(variant));
+}
+
 void check_attention_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionMask& mask) {
   const auto refuse = [](const char* name, const at::Tensor& tensor, const std::string& allowed) {
     throw UsageError(

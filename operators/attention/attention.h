@@ -1,5 +1,6 @@
 #pragma once
 
+#include "operators/layout.h"
 #include "operators/registry.h"
 #include "operators/tensor.h"
 
@@ -44,8 +45,12 @@ struct AttentionVariant : VariantInfo {
 
 Registry<AttentionVariant>& attention_registry();
 
+constexpr std::uint64_t attention_layout =
+    layout_tag<AttentionVariant, OptionSpec, Capabilities, Options, AttentionShape, Cost, AttentionMask>();
+
 struct RegisterAttention {
-  explicit RegisterAttention(AttentionVariant variant) { attention_registry().add(std::move(variant)); }
+  /// As for pooling: `layout` is the registering file's own. Throws std::logic_error where it is not the program's.
+  explicit RegisterAttention(AttentionVariant variant, std::uint64_t layout = attention_layout);
 };
 
 /// Throws UsageError naming the argument, its shape and what is allowed.

@@ -1,4 +1,4 @@
-#include "operators/pooling/pooling.h"
+#include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
 
 #include <algorithm>
@@ -55,24 +55,20 @@ class ColumnAttentionReference : public PoolingOperator {
  public:
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
-    std::vector<at::Tensor> values, kept, positions;
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      const auto count = std::min(k, valid);
-      const auto rows = x[b].detach().narrow(0, 0, valid).to(at::kDouble);
-      const auto logits = at::mm(rows, rows.t()) / std::sqrt(static_cast<double>(x.size(2)));
-      const auto significance = (logits - logits.logsumexp(1, /*keepdim=*/true)).exp().sum(0);
-      const auto ranked = significance.argsort(/*stable=*/true, 0, /*descending=*/true);
-      const auto chosen = std::get<0>(ranked.narrow(0, 0, count).sort());
-      values.push_back(at::constant_pad_nd(x[b].index_select(0, chosen), {0, 0, 0, k - count}));
-      kept.push_back(at::constant_pad_nd(nan_as_lowest(scores[b].detach()).index_select(0, chosen), {0, k - count}));
-      positions.push_back(at::constant_pad_nd(chosen, {0, k - count}, -1));
-    }
-    return {at::stack(values), at::stack(kept), at::stack(positions)};
+    return pool_by_rows(x, scores, k, lengths, pool_row);
   }
 
   bool passes_score_gradient() const override { return false; }
+
+ private:
+  static Pooled pool_row(const at::Tensor& x, const at::Tensor& scores, std::int64_t outputs, std::int64_t) {
+    const auto rows = x.detach().to(at::kDouble);
+    const auto logits = at::mm(rows, rows.t()) / std::sqrt(static_cast<double>(x.size(1)));
+    const auto significance = (logits - logits.logsumexp(1, /*keepdim=*/true)).exp().sum(0);
+    const auto ranked = significance.argsort(/*stable=*/true, 0, /*descending=*/true);
+    const auto chosen = std::get<0>(ranked.narrow(0, 0, outputs).sort());
+    return {x.index_select(0, chosen), nan_as_lowest(scores.detach()).index_select(0, chosen), chosen};
+  }
 };
 
 Cost column_attention_cost(const PoolingShape& shape, const Options&) {

@@ -1,7 +1,5 @@
-#include "operators/pooling/pooling.h"
+#include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
-
-#include <algorithm>
 
 namespace transpool {
 namespace {
@@ -28,15 +26,11 @@ class FirstKReference : public PoolingOperator {
  public:
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
-    std::vector<at::Tensor> values, kept, positions;
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto count = std::min(k, lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1));
-      values.push_back(at::constant_pad_nd(x[b].narrow(0, 0, count), {0, 0, 0, k - count}));
-      kept.push_back(at::constant_pad_nd(nan_as_lowest(scores[b].detach()).narrow(0, 0, count), {0, k - count}));
-      positions.push_back(at::constant_pad_nd(at::arange(count, scores.options().dtype(at::kLong)), {0, k - count}, -1));
-    }
-    return {at::stack(values), at::stack(kept), at::stack(positions)};
+    return pool_by_rows(x, scores, k, lengths,
+                        [](const at::Tensor& rows, const at::Tensor& scored, std::int64_t outputs, std::int64_t) -> Pooled {
+                          return {rows.narrow(0, 0, outputs), nan_as_lowest(scored.detach()).narrow(0, 0, outputs),
+                                  at::arange(outputs, scored.options().dtype(at::kLong))};
+                        });
   }
 
   bool passes_score_gradient() const override { return false; }

@@ -13,6 +13,11 @@ Registry<PoolingVariant>& pooling_registry() {
   return registry;
 }
 
+RegisterPooling::RegisterPooling(PoolingVariant variant, std::uint64_t layout) {
+  check_layout(pooling_registry().noun(), layout, pooling_layout);
+  pooling_registry().add(std::move(variant));
+}
+
 void check_pooling_arguments(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                              const std::optional<at::Tensor>& lengths) {
   if (x.dim() != 3 || !x.is_floating_point())

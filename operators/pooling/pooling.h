@@ -1,5 +1,6 @@
 #pragma once
 
+#include "operators/layout.h"
 #include "operators/registry.h"
 #include "operators/tensor.h"
 
@@ -60,8 +61,13 @@ struct PoolingVariant : VariantInfo {
 
 Registry<PoolingVariant>& pooling_registry();
 
+constexpr std::uint64_t pooling_layout =
+    layout_tag<PoolingVariant, OptionSpec, Capabilities, Options, PoolingShape, Cost, Pooled>();
+
 struct RegisterPooling {
-  explicit RegisterPooling(PoolingVariant variant) { pooling_registry().add(std::move(variant)); }
+  /// `layout` is the registering file's own, since default arguments belong to the caller. Throws std::logic_error where it
+  /// is not the program's, before `variant` is touched.
+  explicit RegisterPooling(PoolingVariant variant, std::uint64_t layout = pooling_layout);
 };
 
 /// Throws UsageError naming the argument, its value and what is allowed; called by every operator first.

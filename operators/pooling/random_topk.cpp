@@ -1,5 +1,5 @@
 #include "operators/noise.h"
-#include "operators/pooling/pooling.h"
+#include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
 
 #include <algorithm>
@@ -37,33 +37,34 @@ class RandomTopkReference : public PoolingOperator {
 
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
     const auto keys = row_keys(scores, options_).cpu();
-    std::vector<at::Tensor> values, kept, positions;
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      std::vector<double> left(keys[b].data_ptr<double>(), keys[b].data_ptr<double>() + valid);
-      std::vector<bool> drawn(left.size(), false);
-      for (std::int64_t i = 0; i < std::min(k, valid); ++i) {
-        const auto highest = std::max_element(left.begin(), left.end());
-        drawn[static_cast<std::size_t>(highest - left.begin())] = true;
-        *highest = -1;
-      }
-      std::vector<std::int64_t> rows;
-      for (std::size_t i = 0; i < drawn.size(); ++i)
-        if (drawn[i]) rows.push_back(static_cast<std::int64_t>(i));
-      const auto chosen = at::tensor(rows, scores.options().dtype(at::kLong));
-      const auto missing = k - chosen.size(0);
-      values.push_back(at::constant_pad_nd(x[b].index_select(0, chosen), {0, 0, 0, missing}));
-      kept.push_back(at::constant_pad_nd(nan_as_lowest(scores[b].detach()).index_select(0, chosen), {0, missing}));
-      positions.push_back(at::constant_pad_nd(chosen, {0, missing}, -1));
-    }
-    return {at::stack(values), at::stack(kept), at::stack(positions)};
+    const auto pool_row = [&keys](const at::Tensor& rows, const at::Tensor& scored, std::int64_t outputs,
+                                  std::int64_t batch_row) -> Pooled {
+      const auto chosen =
+          at::tensor(highest(keys[batch_row].narrow(0, 0, rows.size(0)), outputs), scored.options().dtype(at::kLong));
+      return {rows.index_select(0, chosen), nan_as_lowest(scored.detach()).index_select(0, chosen), chosen};
+    };
+    return pool_by_rows(x, scores, k, lengths, pool_row);
   }
 
   bool passes_score_gradient() const override { return false; }
 
  private:
+  /// Positions of the `count` highest keys (L,) in rising order.
+  static std::vector<std::int64_t> highest(const at::Tensor& keys, std::int64_t count) {
+    std::vector<double> left(keys.data_ptr<double>(), keys.data_ptr<double>() + keys.size(0));
+    std::vector<bool> drawn(left.size(), false);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto next = std::max_element(left.begin(), left.end());
+      drawn[static_cast<std::size_t>(next - left.begin())] = true;
+      *next = -1;
+    }
+    std::vector<std::int64_t> rows;
+    for (std::size_t i = 0; i < drawn.size(); ++i)
+      if (drawn[i]) rows.push_back(static_cast<std::int64_t>(i));
+    return rows;
+  }
+
   Options options_;
 };
 

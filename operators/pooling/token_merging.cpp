@@ -1,4 +1,4 @@
-#include "operators/pooling/pooling.h"
+#include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
 
 #include <algorithm>
@@ -133,23 +133,7 @@ class TokenMergingReference : public PoolingOperator {
  public:
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
-    std::vector<at::Tensor> values, kept, positions;
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      const auto scored = bounded_scores(scores[b].detach()).narrow(0, 0, valid).to(at::kDouble).unsqueeze(1);
-      State state{at::cat({x[b].narrow(0, 0, valid).to(at::kDouble), scored}, 1), {}, {}};
-      for (std::int64_t i = 0; i < valid; ++i) state.first.push_back(i);
-      state.size.resize(state.first.size(), 1);
-      while (static_cast<std::int64_t>(state.first.size()) > k) state = step(state, k);
-      const auto missing = k - state.rows.size(0);
-      const auto padded = at::constant_pad_nd(state.rows, {0, 0, 0, missing});
-      values.push_back(padded.narrow(1, 0, x.size(2)).to(x.scalar_type()));
-      kept.push_back(padded.select(1, x.size(2)).detach().to(scores.scalar_type()));
-      const auto first = at::tensor(state.first, scores.options().dtype(at::kLong));
-      positions.push_back(at::constant_pad_nd(first, {0, missing}, -1));
-    }
-    return {at::stack(values), at::stack(kept), at::stack(positions)};
+    return pool_by_rows(x, scores, k, lengths, pool_row);
   }
 
   bool passes_score_gradient() const override { return false; }
@@ -165,6 +149,18 @@ class TokenMergingReference : public PoolingOperator {
     double similarity;
     std::size_t a, b;
   };
+
+  static Pooled pool_row(const at::Tensor& x, const at::Tensor& scores, std::int64_t outputs, std::int64_t) {
+    const auto width = x.size(1);
+    const auto scored = bounded_scores(scores.detach()).to(at::kDouble).unsqueeze(1);
+    State state{at::cat({x.to(at::kDouble), scored}, 1), {}, {}};
+    for (std::int64_t i = 0; i < x.size(0); ++i) state.first.push_back(i);
+    state.size.resize(state.first.size(), 1);
+    while (static_cast<std::int64_t>(state.first.size()) > outputs) state = step(state, outputs);
+    return {state.rows.narrow(1, 0, width).to(x.scalar_type()),
+            state.rows.select(1, width).detach().to(scores.scalar_type()),
+            at::tensor(state.first, scores.options().dtype(at::kLong))};
+  }
 
   static std::vector<Match> matches(const at::Tensor& rows) {
     const auto length = rows.square().sum(1).sqrt().clamp_min(1e-150);

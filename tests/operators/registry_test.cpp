@@ -90,6 +90,19 @@ TEST(RegistryTest, ANameIsRegisteredOnce) {
   EXPECT_EQ(pooling_registry().names(), names);
 }
 
+TEST(RegistryTest, AVariantOfAFileWithAnotherLayoutIsRefused) {
+  auto pooling = pooling_registry().find("hard_topk");
+  auto attention = attention_registry().find("full");
+  pooling.name = attention.name = "of another version";
+  EXPECT_THAT(message_of<std::logic_error>([&] { RegisterPooling(pooling, pooling_layout + 1); }),
+              AllOf(StartsWith("pooling operator built against another version of transpool"),
+                    HasSubstr("build it against this version")));
+  EXPECT_THAT(message_of<std::logic_error>([&] { RegisterAttention(attention, attention_layout + 1); }),
+              StartsWith("attention operator built against another version of transpool"));
+  EXPECT_EQ(pooling_registry().all().count("of another version"), 0U);
+  EXPECT_EQ(attention_registry().all().count("of another version"), 0U);
+}
+
 TEST(RegistryTest, TheCatalogueHoldsEveryRegistryByItsKind) {
   EXPECT_EQ(catalogue().at("pooling"), &pooling_registry());
   EXPECT_EQ(catalogue().at("attention"), &attention_registry());
