@@ -49,9 +49,10 @@ class IterativeSoftmaxReference : public PoolingOperator {
       std::vector<std::int64_t> left(static_cast<std::size_t>(s.size(0)));
       for (std::size_t j = 0; j < left.size(); ++j) left[j] = static_cast<std::int64_t>(j);
       const auto every = at::tensor(left, s.options().dtype(at::kLong));
+      const auto on_host = s.detach().to(at::kCPU).contiguous();
       std::vector<at::Tensor> rows;
       for (std::int64_t i = 0; i < outputs; ++i) {
-        const auto highest = highest_of(s, left);
+        const auto highest = highest_of(on_host.const_data_ptr<double>(), left);
         const auto mixed = form_ == "all_rows" ? every : at::tensor(left, every.options());
         const auto lead = s.index_select(0, mixed) - s[highest];
         const auto weight = (form_ == "score" ? alpha_ * lead : -alpha_ * lead * lead).exp();
@@ -63,10 +64,10 @@ class IterativeSoftmaxReference : public PoolingOperator {
   }
 
  private:
-  static std::int64_t highest_of(const at::Tensor& scores, const std::vector<std::int64_t>& rows) {
+  static std::int64_t highest_of(const double* scores, const std::vector<std::int64_t>& rows) {
     auto highest = rows.front();
     for (const auto row : rows)
-      if (scores[row].item<double>() > scores[highest].item<double>()) highest = row;
+      if (scores[row] > scores[highest]) highest = row;
     return highest;
   }
 

@@ -209,16 +209,11 @@ class RelaxedSubsetReference : public PoolingOperator {
   static at::Tensor log_others(const at::Tensor& u) {
     const auto all = u.logsumexp(0);
     const auto share = (u - all).exp();
-    std::vector<at::Tensor> logs;
-    for (std::int64_t j = 0; j < u.size(0); ++j) {
-      if (share[j].item<double>() <= 0.5) {
-        logs.push_back((1 - share[j]).log());
-        continue;
-      }
-      const auto others = at::cat({u.narrow(0, 0, j), u.narrow(0, j + 1, u.size(0) - j - 1)});
-      logs.push_back(others.logsumexp(0) - all);
-    }
-    return at::stack(logs);
+    const auto j = share.detach().argmax().item<std::int64_t>();
+    if (share[j].item<double>() <= 0.5) return (1 - share).log();
+    const auto before = u.narrow(0, 0, j), after = u.narrow(0, j + 1, u.size(0) - j - 1);
+    const auto largest = at::cat({before, after}).logsumexp(0) - all;
+    return at::cat({(1 - (before - all).exp()).log(), largest.unsqueeze(0), (1 - (after - all).exp()).log()});
   }
 
   Options options_;
