@@ -41,6 +41,7 @@ const RegisterPooling registration(threshold_mask_variant({
     .name = "lapsum",
     .description = "the k highest rows times the Laplace distribution function of (s - tau) / T, masks summing to k",
     .source = "arXiv 2503.06242, soft top-k selection by LapSum",
+    .temperature = 0.03,
     .phi = {laplace, laplace_slope, -exponential_reach, exponential_reach},
     .reference = {two_halves, threshold},
 }));

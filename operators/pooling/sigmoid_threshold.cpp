@@ -24,6 +24,7 @@ const RegisterPooling registration(threshold_mask_variant({
     .source =
         "arXiv 2002.06504, SOFT top-k operator (unsorted: entropic optimal transport to two targets); arXiv 1906.08707, LML "
         "projection",
+    .temperature = 0.03,
     .phi = {logistic, logistic_slope, -exponential_reach, exponential_reach},
     .reference = {half_tanh, threshold},
 }));

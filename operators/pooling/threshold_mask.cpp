@@ -153,7 +153,7 @@ PoolingVariant threshold_mask_variant(const ThresholdMask& family_member) {
   variant.source = family_member.source;
   variant.options = {{.name = "temperature",
                       .type = OptionType::real,
-                      .fallback = 0.1,
+                      .fallback = family_member.temperature,
                       .meaning = "T in mask = phi((s - tau) / T): lower is nearer to hard top-k",
                       .minimum = 1e-6,
                       .maximum = 1e6},

@@ -30,6 +30,7 @@ struct ThresholdMask {
   std::string name;
   std::string description;
   std::string source;
+  double temperature = 0.1;  ///< the default T
   MaskFunction phi;
   ReferenceMask reference;
 };
