@@ -686,8 +686,8 @@ const char* attend(const LshArguments& a, bool forward, void* stream) {
 }
 
 const char* attend(const LshArguments& a, bool forward, void* stream) {
-  if (a.element == LshElement::bfloat16) return attend<__nv_bfloat16>(a, forward, stream);
-  if (a.element == LshElement::float16) return attend<__half>(a, forward, stream);
+  if (a.element == Element::bfloat16) return attend<__nv_bfloat16>(a, forward, stream);
+  if (a.element == Element::float16) return attend<__half>(a, forward, stream);
   return "lsh: no kernel for this element type";
 }
 
@@ -714,10 +714,10 @@ bool lsh_kernels_take(std::int64_t rows, std::int64_t width, std::int64_t rounds
 
 const char* lsh_hash_cuda(const LshArguments& a, void* stream) {
   switch (a.element) {
-    case LshElement::float64: return hash<double>(a, stream);
-    case LshElement::float32: return hash<float>(a, stream);
-    case LshElement::float16: return hash<__half>(a, stream);
-    case LshElement::bfloat16: return hash<__nv_bfloat16>(a, stream);
+    case Element::float64: return hash<double>(a, stream);
+    case Element::float32: return hash<float>(a, stream);
+    case Element::float16: return hash<__half>(a, stream);
+    case Element::bfloat16: return hash<__nv_bfloat16>(a, stream);
   }
   return "lsh: unknown element type";
 }

@@ -1,10 +1,10 @@
 #pragma once
 
+#include "operators/element.h"
+
 #include <cstdint>
 
 namespace transpool {
-
-enum class LshElement { float64, float32, float16, bfloat16 };
 
 /// A tensor (B, h, n, e) whose last stride is 1; the others count elements.
 struct LshTensor {
@@ -17,7 +17,7 @@ struct LshTensor {
 struct LshArguments {
   std::int64_t batch = 0, heads = 0, rows = 0, width = 0, rounds = 0, chunk = 0, buckets = 0;
   bool causal = false;
-  LshElement element = LshElement::bfloat16;
+  Element element = Element::bfloat16;
   const std::int64_t* lengths = nullptr;  ///< (B); nullptr: all rows are valid
   LshTensor q, v, out, out_gradient, q_gradient, v_gradient;
   const float* planes = nullptr;       ///< (h, r, e, buckets / 2)

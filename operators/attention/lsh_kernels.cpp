@@ -1,6 +1,7 @@
 #include "operators/attention/lsh_kernels.h"
 
 #include "operators/attention/lsh_cuda.h"
+#include "operators/element_of.h"
 #include "operators/flop_formula.h"
 
 #include <ATen/record_function.h>
@@ -44,15 +45,6 @@ const RegisterFlopFormula attend_backward_flops("transpool::lsh_attend_backward"
 
 #ifdef TRANSPOOL_CUDA
 
-LshElement element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return LshElement::float64;
-    case at::kFloat: return LshElement::float32;
-    case at::kHalf: return LshElement::float16;
-    default: return LshElement::bfloat16;
-  }
-}
-
 LshTensor strided(const at::Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
 
 /// As it is where rows can be read 16 bytes at a time, else a copy.
@@ -71,7 +63,7 @@ LshArguments arguments_of(const at::Tensor& q, const LshRounds& rounds) {
   LshArguments a;
   a.batch = q.size(0), a.heads = q.size(1), a.rows = q.size(2), a.width = q.size(3);
   a.rounds = rounds.rounds, a.chunk = rounds.chunk, a.buckets = rounds.buckets, a.causal = rounds.causal;
-  a.element = element_of(q.scalar_type());
+  a.element = element_of(q.scalar_type()).value();
   a.q = strided(q);
   return a;
 }

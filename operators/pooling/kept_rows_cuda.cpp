@@ -1,6 +1,7 @@
 #include "operators/pooling/kept_rows.h"
 
 #ifdef TRANSPOOL_CUDA
+#include "operators/element_of.h"
 #include "operators/pooling/row_gather_cuda.h"
 #include "operators/pooling/selection.h"
 
@@ -19,16 +20,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-std::optional<Element> element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return Element::float64;
-    case at::kFloat: return Element::float32;
-    case at::kHalf: return Element::float16;
-    case at::kBFloat16: return Element::bfloat16;
-    default: return std::nullopt;
-  }
-}
 
 void check(const char* error) { TORCH_CHECK(error == nullptr, "kept_rows: ", error); }
 

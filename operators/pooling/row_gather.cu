@@ -45,29 +45,10 @@ void launch(const RowGatherArguments& a, bool forward, cudaStream_t stream) {
   else launch_backward<T, V>(a, stream);
 }
 
-/// 16-byte accesses where the row length and the addresses allow them, else element by element.
-template <class T>
 const char* dispatch(const RowGatherArguments& a, bool forward, void* stream) {
   if (a.batch * a.slots == 0) return nullptr;
-  constexpr int V = 16 / sizeof(T);
-  bool aligned = a.width % V == 0;
-  for (const void* pointer : {a.x, a.out_gradient, static_cast<const void*>(a.out), static_cast<const void*>(a.x_gradient)})
-    aligned = aligned && reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (aligned) launch<T, V>(a, forward, cuda_stream);
-  else launch<T, 1>(a, forward, cuda_stream);
-  const auto error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-const char* dispatch(const RowGatherArguments& a, bool forward, void* stream) {
-  switch (a.element) {
-    case Element::float64: return dispatch<double>(a, forward, stream);
-    case Element::float32: return dispatch<float>(a, forward, stream);
-    case Element::float16: return dispatch<__half>(a, forward, stream);
-    case Element::bfloat16: return dispatch<__nv_bfloat16>(a, forward, stream);
-  }
-  return "row_gather: unknown element type";
+  return by_access(a.element, a.width, {a.x, a.out_gradient, a.out, a.x_gradient},
+                   [&]<class T, int V>() { launch<T, V>(a, forward, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace

@@ -1,27 +1,9 @@
 #pragma once
 
+#include "operators/pooling/row_access.cuh"
 #include "operators/pooling/row_gather_cuda.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 namespace transpool::row_gather {
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-
-/// V elements moved by one access.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T element[V];
-};
 
 constexpr unsigned full_warp = 0xffffffffu;
 constexpr int threads_per_block = 128;

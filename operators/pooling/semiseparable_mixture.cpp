@@ -1,6 +1,7 @@
 #include "operators/pooling/semiseparable_mixture.h"
 
 #ifdef TRANSPOOL_CUDA
+#include "operators/element_of.h"
 #include "operators/flop_formula.h"
 #include "operators/pooling/mixture.h"
 #include "operators/pooling/ranking.h"
@@ -34,15 +35,6 @@ enum Scalar { decay, scale, tilt, score_slope, scalar_count };
 using ForwardResult =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-Element element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return Element::float64;
-    case at::kFloat: return Element::float32;
-    case at::kHalf: return Element::float16;
-    default: return Element::bfloat16;
-  }
-}
-
 void check(const char* error) { TORCH_CHECK(error == nullptr, "semiseparable_mixture: ", error); }
 
 void* stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
@@ -61,7 +53,7 @@ SemiseparableArguments arguments_of(const at::Tensor& x, const at::Tensor& score
   a.sharpness = sharpness;
   a.bound = score_bound;
   a.two_sided = two_sided;
-  a.element = element_of(x.scalar_type());
+  a.element = element_of(x.scalar_type()).value();
   a.clean = state.clean.data_ptr();
   a.top = state.top.data_ptr<std::int32_t>();
   a.rank = state.rank.data_ptr<std::int32_t>();

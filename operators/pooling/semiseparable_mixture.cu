@@ -1,8 +1,5 @@
+#include "operators/pooling/row_access.cuh"
 #include "operators/pooling/semiseparable_mixture_cuda.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -24,21 +21,6 @@ struct Shape {
 };
 using Many = Shape<32, 4>;
 using Long = Shape<16, 8>;
-
-template <class T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-
-/// V elements moved by one access.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T element[V];
-};
 
 __device__ int valid_rows(const SemiseparableArguments& a, std::int64_t b) {
   const auto valid = a.lengths ? a.lengths[b] : a.length;
@@ -447,7 +429,7 @@ __device__ int weigh_rest(const SemiseparableArguments& a, std::int64_t b, int f
 /// take every so many rows, V columns a thread.
 template <class T, int V>
 __global__ void __launch_bounds__(rest_threads, 4) rest_kernel(SemiseparableArguments a) {
-  using C = typename Compute<T>::type;
+  using C = typename Accumulator<T>::type;
   __shared__ C weight[rest_rows];
   __shared__ int row[rest_rows];
   __shared__ C sums[rest_threads * V];
@@ -563,7 +545,7 @@ struct MixItem {
 
 template <class T, int V, bool two_sided, class Scans>
 __global__ void __launch_bounds__(Scans::threads) mix_kernel(SemiseparableArguments a, int slabs) {
-  using C = typename Compute<T>::type;
+  using C = typename Accumulator<T>::type;
   using Item = MixItem<C, V>;
   const Place p(a, slabs, V);
   const auto [first, last] = p.segment;
@@ -651,7 +633,7 @@ struct FlowItem {
 /// Gradients of the top rows, and what those past the top take from all outputs.
 template <class T, int V, bool two_sided, class Scans>
 __global__ void __launch_bounds__(Scans::threads) flow_kernel(SemiseparableArguments a, int slabs) {
-  using C = typename Compute<T>::type;
+  using C = typename Accumulator<T>::type;
   using Item = FlowItem<C, V>;
   const Place p(a, slabs, V);
   const auto [first, last] = p.segment;
@@ -777,7 +759,7 @@ constexpr int rows_a_warp = 4;
 /// Gradients of the rows past the top, and the scores' gradients of all. One warp works on a few rows at a time.
 template <class T, int V>
 __global__ void __launch_bounds__(rest_threads) rest_gradient_kernel(SemiseparableArguments a, int slabs) {
-  using C = typename Compute<T>::type;
+  using C = typename Accumulator<T>::type;
   const int lane = threadIdx.x % lanes, width = static_cast<int>(a.width);
   const std::int64_t warps_a_row = (a.length + rows_a_warp - 1) / rows_a_warp;
   const std::int64_t warp = (blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x) / lanes;

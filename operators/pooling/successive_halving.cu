@@ -1,9 +1,7 @@
+#include "operators/pooling/row_access.cuh"
 #include "operators/pooling/successive_halving_cuda.h"
 
 #include <cooperative_groups.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cmath>
@@ -493,21 +491,6 @@ __global__ void __launch_bounds__(threads, 1) tournament_kernel(SuccessiveHalvin
   part.play();
 }
 
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-
-/// V elements moved by one 16-byte access.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T element[V];
-};
-
 template <class Sum>
 __device__ Sum sum_in_warp(Sum value) {
 #pragma unroll
@@ -775,7 +758,7 @@ cudaError_t launch_tournament(const SuccessiveHalvingArguments& a, cudaStream_t 
 }
 
 template <class T, int V>
-cudaError_t launch_gather(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
+void launch_gather(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
   const auto warps = (a.width + 32 * V - 1) / (32 * V);
   const auto block = static_cast<unsigned>(32 * std::min<std::int64_t>(8, warps));
   cudaLaunchAttribute overlap = {};
@@ -787,42 +770,16 @@ cudaError_t launch_gather(const SuccessiveHalvingArguments& a, cudaStream_t stre
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, gather_kernel<T, V>, a);
+  cudaLaunchKernelEx(&config, gather_kernel<T, V>, a);
 }
 
 template <class T, int V>
-cudaError_t launch_backward(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
+void launch_backward(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(a.batch * a.slots);
   const auto bytes = a.tree ? 0 : (std::size_t{8} << a.rounds) * sizeof(double);
   const double log2_base = std::log2(a.base);
   if (a.float64_scores) backward_kernel<T, double, V><<<blocks, backward_threads, bytes, stream>>>(a, log2_base);
   else backward_kernel<T, float, V><<<blocks, backward_threads, bytes, stream>>>(a, log2_base);
-  return cudaGetLastError();
-}
-
-/// 16-byte accesses where the row length and the addresses allow them, else element by element.
-template <class T>
-cudaError_t by_access(const SuccessiveHalvingArguments& a, bool forward, cudaStream_t stream) {
-  constexpr int V = 16 / sizeof(T);
-  bool aligned = a.width % V == 0;
-  for (const void* pointer :
-       {a.x, a.values_gradient, static_cast<const void*>(a.values), static_cast<const void*>(a.x_gradient)})
-    aligned = aligned && reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  if (forward) return aligned ? launch_gather<T, V>(a, stream) : launch_gather<T, 1>(a, stream);
-  return aligned ? launch_backward<T, V>(a, stream) : launch_backward<T, 1>(a, stream);
-}
-
-const char* by_element(const SuccessiveHalvingArguments& a, bool forward, void* stream) {
-  if (a.batch * a.slots == 0) return nullptr;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  cudaError_t error = cudaErrorInvalidValue;
-  switch (a.element) {
-    case Element::float64: error = by_access<double>(a, forward, cuda_stream); break;
-    case Element::float32: error = by_access<float>(a, forward, cuda_stream); break;
-    case Element::float16: error = by_access<__half>(a, forward, cuda_stream); break;
-    case Element::bfloat16: error = by_access<__nv_bfloat16>(a, forward, cuda_stream); break;
-  }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace
@@ -850,11 +807,15 @@ const char* successive_halving_tournament_cuda(const SuccessiveHalvingArguments&
 }
 
 const char* successive_halving_gather_cuda(const SuccessiveHalvingArguments& a, void* stream) {
-  return by_element(a, true, stream);
+  if (a.batch * a.slots == 0) return nullptr;
+  return by_access(a.element, a.width, {a.x, a.values},
+                   [&]<class T, int V>() { launch_gather<T, V>(a, static_cast<cudaStream_t>(stream)); });
 }
 
 const char* successive_halving_backward_cuda(const SuccessiveHalvingArguments& a, void* stream) {
-  return by_element(a, false, stream);
+  if (a.batch * a.slots == 0) return nullptr;
+  return by_access(a.element, a.width, {a.x, a.values_gradient, a.x_gradient},
+                   [&]<class T, int V>() { launch_backward<T, V>(a, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace transpool

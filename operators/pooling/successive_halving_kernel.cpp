@@ -1,6 +1,7 @@
 #include "operators/pooling/successive_halving_kernel.h"
 
 #ifdef TRANSPOOL_CUDA
+#include "operators/element_of.h"
 #include "operators/flop_formula.h"
 #include "operators/pooling/successive_halving_cuda.h"
 
@@ -29,15 +30,6 @@ using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor>;
 using torch::autograd::variable_list;
 
-Element element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return Element::float64;
-    case at::kFloat: return Element::float32;
-    case at::kHalf: return Element::float16;
-    default: return Element::bfloat16;
-  }
-}
-
 SuccessiveHalvingArguments arguments_of(const at::Tensor& x, const at::Tensor& scores, const Optional& lengths,
                                         std::int64_t k, double base, double epsilon) {
   SuccessiveHalvingArguments arguments;
@@ -49,7 +41,7 @@ SuccessiveHalvingArguments arguments_of(const at::Tensor& x, const at::Tensor& s
   arguments.slots = k;
   arguments.width = x.size(2);
   arguments.rounds = static_cast<int>(tournament_rounds(x.size(1), k));
-  arguments.element = element_of(x.scalar_type());
+  arguments.element = element_of(x.scalar_type()).value();
   arguments.float64_scores = scores.scalar_type() == at::kDouble;
   arguments.base = base;
   arguments.epsilon = epsilon;

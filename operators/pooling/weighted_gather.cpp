@@ -1,5 +1,6 @@
 #include "operators/pooling/weighted_gather.h"
 
+#include "operators/element_of.h"
 #include "operators/flop_formula.h"
 #include "operators/pooling/weighted_gather_cuda.h"
 
@@ -217,15 +218,6 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const at::Tensor& out_gradient, 
 
 #ifdef TRANSPOOL_CUDA
 
-Element element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return Element::float64;
-    case at::kFloat: return Element::float32;
-    case at::kHalf: return Element::float16;
-    default: return Element::bfloat16;
-  }
-}
-
 WeightedGatherArguments arguments_of(const Inputs& in) {
   WeightedGatherArguments arguments;
   arguments.x = in.x.const_data_ptr();
@@ -236,7 +228,7 @@ WeightedGatherArguments arguments_of(const Inputs& in) {
   arguments.slots = in.sizes.slots;
   arguments.fan_in = in.sizes.fan_in;
   arguments.width = in.sizes.width;
-  arguments.element = element_of(in.x.scalar_type());
+  arguments.element = element_of(in.x.scalar_type()).value();
   return arguments;
 }
 

@@ -1,28 +1,10 @@
+#include "operators/pooling/row_access.cuh"
 #include "operators/pooling/weighted_gather_cuda.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 namespace transpool {
 namespace {
 
 constexpr int threads_per_block = 128;
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-
-/// V elements moved by one 16-byte access.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T element[V];
-};
 
 /// One block an output row: each thread sums V columns at a time over the rows that are named.
 template <class T, int V>
@@ -100,29 +82,10 @@ void launch(const WeightedGatherArguments& a, bool forward, cudaStream_t stream)
   }
 }
 
-/// 16-byte accesses where the row length and the addresses allow them, else element by element.
-template <class T>
 const char* dispatch(const WeightedGatherArguments& a, bool forward, void* stream) {
   if (a.batch * a.slots == 0) return nullptr;
-  constexpr int V = 16 / sizeof(T);
-  bool aligned = a.width % V == 0;
-  for (const void* pointer : {a.x, a.out_gradient, static_cast<const void*>(a.out), static_cast<const void*>(a.x_gradient)})
-    aligned = aligned && reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (aligned) launch<T, V>(a, forward, cuda_stream);
-  else launch<T, 1>(a, forward, cuda_stream);
-  const auto error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-const char* dispatch(const WeightedGatherArguments& arguments, bool forward, void* stream) {
-  switch (arguments.element) {
-    case Element::float64: return dispatch<double>(arguments, forward, stream);
-    case Element::float32: return dispatch<float>(arguments, forward, stream);
-    case Element::float16: return dispatch<__half>(arguments, forward, stream);
-    case Element::bfloat16: return dispatch<__nv_bfloat16>(arguments, forward, stream);
-  }
-  return "weighted_gather: unknown element type";
+  return by_access(a.element, a.width, {a.x, a.out_gradient, a.out, a.x_gradient},
+                   [&]<class T, int V>() { launch<T, V>(a, forward, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace

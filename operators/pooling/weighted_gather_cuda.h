@@ -1,10 +1,10 @@
 #pragma once
 
+#include "operators/element.h"
+
 #include <cstdint>
 
 namespace transpool {
-
-enum class Element { float64, float32, float16, bfloat16 };
 
 /// Device pointers and sizes of one segmented weighted gather; weights are float64 for float64, else float32.
 struct WeightedGatherArguments {
