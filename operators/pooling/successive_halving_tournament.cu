@@ -1,5 +1,4 @@
-#include "operators/pooling/row_access.cuh"
-#include "operators/pooling/successive_halving_cuda.h"
+#include "operators/pooling/successive_halving.cuh"
 
 #include <cooperative_groups.h>
 
@@ -12,13 +11,6 @@ namespace {
 namespace cg = cooperative_groups;
 
 using Key = unsigned long long;
-
-/// Which source row an output mixes, and how much of it; ~row where it is not valid.
-template <class Weight>
-struct alignas(2 * sizeof(Weight)) Leaf {
-  std::int32_t row;
-  Weight weight;
-};
 
 /// The two that met in the first round.
 template <class Weight>
@@ -67,8 +59,6 @@ struct alignas(16) Segment {
   std::int32_t warp_total[threads / 32];
 };
 
-__device__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
-
 /// Falling scores as rising integers, but for their last bits (see comparable_scores), and below them who wins a tie. Both
 /// zeros are one.
 constexpr int tie_bits = 16, lost_bits = 28;
@@ -77,24 +67,6 @@ __device__ Key sort_key(double score, int tie) {
   const auto bits = static_cast<Key>(__double_as_longlong(score + 0.0));
   const auto rising = bits >> 63 ? ~bits : bits | (Key{1} << 63);
   return ~rising >> lost_bits << tie_bits | static_cast<Key>(tie);
-}
-
-__device__ double finite_or_zero(double value) { return isfinite(value) ? value : 0.0; }
-
-/// B^s for log2 B.
-__device__ double power(double log2_base, double score) { return exp2(log2_base * score); }
-
-/// softmax(B^a, B^b)[0] for a >= b; equal scores share evenly, a score of -inf gives all away.
-__device__ double stronger_share(double a, double b, double log2_base) {
-  if (a == b) return 0.5;
-  const double lead = power(log2_base, a) - power(log2_base, b);
-  if (b == -infinity() || isnan(lead)) return 1;
-  return 1 / (1 + exp(-lead));
-}
-
-/// w s_a + (1 - w) s_b, where an infinite score with all the weight stays itself.
-__device__ double mixed_score(double a, double b, double share) {
-  return share == 1 || a == b ? a : share * a + (1 - share) * b;
 }
 
 struct Round {
@@ -491,207 +463,6 @@ __global__ void __launch_bounds__(threads, 1) tournament_kernel(SuccessiveHalvin
   part.play();
 }
 
-template <class Sum>
-__device__ Sum sum_in_warp(Sum value) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-  return value;
-}
-
-/// Weights below this are left out of an output: the largest of epsilon, epsilon / 2, ... below which they sum to no more
-/// than epsilon. Called by a whole warp.
-template <class Sum>
-__device__ Sum least_weight(const Leaf<Sum>* leaf, std::int64_t leaves, double epsilon) {
-  if (epsilon <= 0) return 0;
-  Sum least = static_cast<Sum>(epsilon);
-  while (true) {
-    Sum left_out = 0;
-    for (std::int64_t c = threadIdx.x % 32; c < leaves; c += 32)
-      left_out += leaf[c].weight < least ? leaf[c].weight : Sum(0);
-    if (sum_in_warp(left_out) <= static_cast<Sum>(epsilon)) return least;
-    least /= 2;
-  }
-}
-
-/// One block an output: each thread sums V columns at a time over the leaves that count, four rows in flight.
-template <class T, int V>
-__global__ void gather_kernel(SuccessiveHalvingArguments a) {
-  using Sum = typename Accumulator<T>::type;
-  asm volatile("griddepcontrol.wait;" ::: "memory");  // for the tournament, during which this grid is launched
-  const std::int64_t slot = blockIdx.x;
-  const std::int64_t leaves = std::int64_t{1} << a.rounds;
-  const T* x = static_cast<const T*>(a.x) + (slot / a.slots) * a.length * a.width;
-  const auto* leaf = static_cast<const Leaf<Sum>*>(a.leaves) + slot * leaves;
-  const Sum least = least_weight(leaf, leaves, a.epsilon);
-  const int lane = threadIdx.x % 32;
-  for (std::int64_t start = 0; start < a.width; start += blockDim.x * V) {
-    const std::int64_t column = start + threadIdx.x * V;
-    const bool inside = column < a.width;
-    Sum sum[V] = {};
-    for (std::int64_t tile = 0; tile < leaves; tile += 32) {
-      const bool there = tile + lane < leaves;
-      const auto [row, weight] = there ? leaf[tile + lane] : Leaf<Sum>{-1, Sum(0)};
-      unsigned left = __ballot_sync(0xffffffffu, row >= 0 && weight != Sum(0) && weight >= least);
-      while (left) {
-        Pack<T, V> pack[4];
-        Sum factor[4];
-#pragma unroll
-        for (int u = 0; u < 4; ++u) {
-          const int which = left ? __ffs(left) - 1 : 0;
-          const int source = __shfl_sync(0xffffffffu, row, which);
-          factor[u] = __shfl_sync(0xffffffffu, weight, which);
-          if (left && inside)
-            pack[u] = *reinterpret_cast<const Pack<T, V>*>(x + static_cast<std::int64_t>(source) * a.width + column);
-          else factor[u] = 0;
-          left &= left - 1;
-        }
-#pragma unroll
-        for (int u = 0; u < 4; ++u)
-          if (factor[u] != Sum(0))
-#pragma unroll
-            for (int v = 0; v < V; ++v) sum[v] += factor[u] * static_cast<Sum>(pack[u].element[v]);
-      }
-    }
-    if (!inside) continue;
-    Pack<T, V> result;
-#pragma unroll
-    for (int v = 0; v < V; ++v) result.element[v] = static_cast<T>(sum[v]);
-    *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(a.values) + slot * a.width + column) = result;
-  }
-}
-
-/// The tree of one output, all nodes of a level side by side, the leaves first: 2^(rounds + 1) numbers each.
-struct Tree {
-  double* score;
-  double* share;  // of the stronger child
-  double* gain;   // first: what the loss gains from a unit of weight; then: the gradient of the score
-  double* weight;
-};
-
-__device__ Tree tree_in(double* memory, std::int64_t leaves) {
-  return {memory, memory + 2 * leaves, memory + 4 * leaves, memory + 6 * leaves};
-}
-
-/// d share / d score of either side; 0 where one side has all the weight or B^score is not finite.
-__device__ double share_slope(double share, double score, double log2_base) {
-  constexpr double ln_2 = 0.6931471805599453;
-  return finite_or_zero(share * (1 - share) * log2_base * ln_2 * power(log2_base, score));
-}
-
-/// Plays an output's tournament again on its leaves' scores, then brings the gradient of its score and of its leaves'
-/// weights (in `gain`) down to the leaves' scores (in `gain`). By `group` threads that `sync` waits for.
-template <class Sum, class Sync>
-__device__ void tree_backward(const Tree& t, const Leaf<Sum>* leaf, int rounds, double slot_gradient, double log2_base,
-                              int member, int group, Sync sync) {
-  const std::int64_t leaves = std::int64_t{1} << rounds;
-  const auto level = [&](double* all, int number) { return all + 2 * (leaves - (leaves >> number)); };
-  for (int number = 0; number < rounds; ++number) {
-    const auto *score = level(t.score, number), *gain = level(t.gain, number);
-    for (std::int64_t j = member; j < leaves >> (number + 1); j += group) {
-      const double a = score[2 * j], b = score[2 * j + 1];
-      // The first leaf of a node leads it, and padding only leads where all is padding.
-      const double share = leaf[(2 * j + 1) << number].row < 0 ? 1 : stronger_share(a, b, log2_base);
-      level(t.share, number + 1)[j] = share;
-      level(t.score, number + 1)[j] = mixed_score(a, b, share);
-      level(t.gain, number + 1)[j] = share * gain[2 * j] + (1 - share) * gain[2 * j + 1];
-    }
-    sync();
-  }
-  if (member == 0) {
-    *level(t.gain, rounds) = slot_gradient;
-    *level(t.weight, rounds) = 1;
-  }
-  sync();
-  for (int number = rounds; number-- > 0;) {
-    const auto* score = level(t.score, number);
-    auto *gain = level(t.gain, number), *weight = level(t.weight, number);
-    for (std::int64_t j = member; j < leaves >> (number + 1); j += group) {
-      const double share = level(t.share, number + 1)[j], above = level(t.gain, number + 1)[j];
-      const double node_weight = level(t.weight, number + 1)[j];
-      const double a = score[2 * j], b = score[2 * j + 1];
-      const double share_gradient = node_weight * (gain[2 * j] - gain[2 * j + 1]) + above * finite_or_zero(a - b);
-      gain[2 * j] = above * share + share_gradient * share_slope(share, a, log2_base);
-      gain[2 * j + 1] = above * (1 - share) - share_gradient * share_slope(share, b, log2_base);
-      weight[2 * j] = node_weight * share;
-      weight[2 * j + 1] = node_weight * (1 - share);
-    }
-    sync();
-  }
-}
-
-/// dx = weight * dout of one leaf's row; gives <x, dout>. By a whole warp. Rows of no weight get zeros and are not read.
-template <class T, int V, class Sum>
-__device__ Sum leaf_backward(const T* x, const T* out_gradient, T* x_gradient, std::int64_t width, Sum weight) {
-  Sum dot = 0;
-#pragma unroll 4
-  for (std::int64_t column = (threadIdx.x % 32) * V; column < width; column += 32 * V) {
-    Pack<T, V> result = {};
-    if (weight != Sum(0)) {
-      const auto from_x = *reinterpret_cast<const Pack<T, V>*>(x + column);
-      const auto from_out = *reinterpret_cast<const Pack<T, V>*>(out_gradient + column);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const Sum g = static_cast<Sum>(from_out.element[v]);
-        dot += g * static_cast<Sum>(from_x.element[v]);
-        result.element[v] = static_cast<T>(weight * g);
-      }
-    }
-    *reinterpret_cast<Pack<T, V>*>(x_gradient + column) = result;
-  }
-  return sum_in_warp(dot);
-}
-
-constexpr int backward_threads = 128;
-constexpr std::int64_t shared_leaves = 512;  // an output of so many has its tree in shared memory
-constexpr std::int64_t warp_leaves = 64;     // and of so many is worked on by one warp
-
-/// One block an output: one warp a leaf's row, then the tree. Every source row is a leaf of one output.
-template <class T, class Score, int V>
-__global__ void __launch_bounds__(backward_threads) backward_kernel(SuccessiveHalvingArguments a, double log2_base) {
-  using Sum = typename Accumulator<T>::type;
-  extern __shared__ double shared_tree[];
-  const std::int64_t slot = blockIdx.x;
-  const std::int64_t batch = slot / a.slots;
-  const std::int64_t leaves = std::int64_t{1} << a.rounds;
-  const Tree tree = tree_in(a.tree ? a.tree + slot * 8 * leaves : shared_tree, leaves);
-  const auto* leaf = static_cast<const Leaf<Sum>*>(a.leaves) + slot * leaves;
-  const auto* scores = static_cast<const Score*>(a.scores) + batch * a.length;
-  const auto offset = batch * a.length * a.width;
-  const Sum least = least_weight(leaf, leaves, a.epsilon);
-  for (std::int64_t c = threadIdx.x / 32; c < leaves; c += backward_threads / 32) {
-    const std::int64_t row = leaf[c].row < 0 ? ~leaf[c].row : leaf[c].row;
-    if (row < a.length) {
-      const Sum weight = leaf[c].row >= 0 && leaf[c].weight >= least ? leaf[c].weight : Sum(0);
-      const Sum dot = leaf_backward<T, V>(static_cast<const T*>(a.x) + offset + row * a.width,
-                                          static_cast<const T*>(a.values_gradient) + slot * a.width,
-                                          static_cast<T*>(a.x_gradient) + offset + row * a.width, a.width, weight);
-      if (threadIdx.x % 32 == 0) {
-        const double score = leaf[c].row >= 0 ? static_cast<double>(scores[row]) : -infinity();
-        tree.score[c] = isnan(score) ? -infinity() : score;
-        tree.gain[c] = dot;
-      }
-    } else if (threadIdx.x % 32 == 0) {
-      tree.score[c] = -infinity();
-      tree.gain[c] = 0;
-    }
-  }
-  __syncthreads();
-  const double slot_gradient = a.slot_gradient ? static_cast<double>(static_cast<const Score*>(a.slot_gradient)[slot]) : 0;
-  const bool by_warp = leaves <= warp_leaves;
-  if (by_warp && threadIdx.x >= 32) return;
-  if (by_warp) {
-    tree_backward(tree, leaf, a.rounds, slot_gradient, log2_base, threadIdx.x, 32, [] { __syncwarp(); });
-  } else {
-    tree_backward(tree, leaf, a.rounds, slot_gradient, log2_base, threadIdx.x, backward_threads, [] { __syncthreads(); });
-  }
-  for (std::int64_t c = threadIdx.x; c < leaves; c += by_warp ? 32 : backward_threads) {
-    const std::int64_t row = leaf[c].row < 0 ? ~leaf[c].row : leaf[c].row;
-    if (row >= a.length) continue;
-    const bool counts = leaf[c].row >= 0 && !isnan(scores[row]);
-    static_cast<Score*>(a.score_gradient)[batch * a.length + row] = counts ? static_cast<Score>(tree.gain[c]) : Score(0);
-  }
-}
-
 /// Of the current device.
 int processors() {
   int device = 0, count = 0;
@@ -757,31 +528,6 @@ cudaError_t launch_tournament(const SuccessiveHalvingArguments& a, cudaStream_t 
   return launch_tournament<Score, Weight, 4, 32>(a, blocks, stream);
 }
 
-template <class T, int V>
-void launch_gather(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
-  const auto warps = (a.width + 32 * V - 1) / (32 * V);
-  const auto block = static_cast<unsigned>(32 * std::min<std::int64_t>(8, warps));
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(a.batch * a.slots));
-  config.blockDim = dim3(block);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, gather_kernel<T, V>, a);
-}
-
-template <class T, int V>
-void launch_backward(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(a.batch * a.slots);
-  const auto bytes = a.tree ? 0 : (std::size_t{8} << a.rounds) * sizeof(double);
-  const double log2_base = std::log2(a.base);
-  if (a.float64_scores) backward_kernel<T, double, V><<<blocks, backward_threads, bytes, stream>>>(a, log2_base);
-  else backward_kernel<T, float, V><<<blocks, backward_threads, bytes, stream>>>(a, log2_base);
-}
-
 }  // namespace
 
 std::int64_t longest_tournament_cuda() { return static_cast<std::int64_t>(largest_cluster) * largest_segment; }
@@ -789,11 +535,6 @@ std::int64_t longest_tournament_cuda() { return static_cast<std::int64_t>(larges
 std::int64_t steps_workspace(std::int64_t slots, int rounds) { return rounds == 0 ? 0 : (slots << rounds) - 2 * slots; }
 
 std::int64_t leaf_bytes(Element element) { return element == Element::float64 ? sizeof(Leaf<double>) : sizeof(Leaf<float>); }
-
-std::int64_t tree_workspace(int rounds) {
-  const std::int64_t leaves = std::int64_t{1} << rounds;
-  return leaves <= shared_leaves ? 0 : 8 * leaves;
-}
 
 const char* successive_halving_tournament_cuda(const SuccessiveHalvingArguments& a, void* stream) {
   if (a.batch * a.slots == 0) return nullptr;
@@ -804,18 +545,6 @@ const char* successive_halving_tournament_cuda(const SuccessiveHalvingArguments&
     error = float64 ? launch_tournament<double, double>(a, cuda_stream) : launch_tournament<double, float>(a, cuda_stream);
   else error = float64 ? launch_tournament<float, double>(a, cuda_stream) : launch_tournament<float, float>(a, cuda_stream);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-const char* successive_halving_gather_cuda(const SuccessiveHalvingArguments& a, void* stream) {
-  if (a.batch * a.slots == 0) return nullptr;
-  return by_access(a.element, a.width, {a.x, a.values},
-                   [&]<class T, int V>() { launch_gather<T, V>(a, static_cast<cudaStream_t>(stream)); });
-}
-
-const char* successive_halving_backward_cuda(const SuccessiveHalvingArguments& a, void* stream) {
-  if (a.batch * a.slots == 0) return nullptr;
-  return by_access(a.element, a.width, {a.x, a.values_gradient, a.x_gradient},
-                   [&]<class T, int V>() { launch_backward<T, V>(a, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace transpool
