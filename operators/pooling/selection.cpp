@@ -14,10 +14,7 @@ at::Tensor nan_as_lowest(const at::Tensor& scores) { return scores.masked_fill(s
 
 at::Tensor bounded_scores(const at::Tensor& scores) { return nan_as_lowest(scores).clamp(-score_bound, score_bound); }
 
-at::Tensor comparable_scores(const at::Tensor& scores) {
-  constexpr std::int64_t last_bits = 0xfffffff;
-  return scores.contiguous().view(at::kLong).bitwise_and(at::Scalar(~last_bits)).view(at::kDouble);
-}
+at::Tensor comparable_scores(const at::Tensor& scores) { return scores.to(at::kFloat).to(at::kDouble); }
 
 at::Tensor rankable_scores(const at::Tensor& scores, const std::optional<at::Tensor>& lengths) {
   auto ranked = nan_as_lowest(scores.detach());

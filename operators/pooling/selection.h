@@ -16,8 +16,8 @@ at::Tensor rankable_scores(const at::Tensor& scores, const std::optional<at::Ten
 inline constexpr double score_bound = 1e4;
 at::Tensor bounded_scores(const at::Tensor& scores);
 
-/// Float64 scores as exact as float32 ones: without the last 28 bits of their mantissa. Ranking by these, forms and devices
-/// agree on the order of mixed scores although their arithmetic differs in the last bits.
+/// Float64 scores rounded to float32. Ranking by these, forms and devices agree on the order of mixed scores although their
+/// arithmetic differs in the last bits.
 at::Tensor comparable_scores(const at::Tensor& scores);
 
 /// Positions (B, k) int64 of the k highest rows, ties to the lower position; -1 past min(k, length), always last.

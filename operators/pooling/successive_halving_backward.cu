@@ -35,10 +35,10 @@ __device__ void tree_backward(const Tree& t, const Leaf<Sum>* leaf, int rounds, 
     for (std::int64_t j = member; j < leaves >> (number + 1); j += group) {
       const double a = score[2 * j], b = score[2 * j + 1];
       // The first leaf of a node leads it, and padding only leads where all is padding.
-      const double share = leaf[(2 * j + 1) << number].row < 0 ? 1 : stronger_share(a, b, log2_base);
+      const auto [share, given, mixed] = shares_of(a, b, log2_base, leaf[(2 * j + 1) << number].row >= 0);
       level(t.share, number + 1)[j] = share;
-      level(t.score, number + 1)[j] = mixed_score(a, b, share);
-      level(t.gain, number + 1)[j] = share * gain[2 * j] + (1 - share) * gain[2 * j + 1];
+      level(t.score, number + 1)[j] = mixed;
+      level(t.gain, number + 1)[j] = share * gain[2 * j] + given * gain[2 * j + 1];
     }
     sync();
   }

@@ -12,7 +12,7 @@ __global__ void gather_kernel(SuccessiveHalvingArguments a) {
   asm volatile("griddepcontrol.wait;" ::: "memory");  // for the tournament, during which this grid is launched
   const std::int64_t slot = blockIdx.x;
   const std::int64_t leaves = std::int64_t{1} << a.rounds;
-  const T* x = static_cast<const T*>(a.x) + (slot / a.slots) * a.length * a.width;
+  const T* x = static_cast<const T*>(a.x) + blockIdx.x / static_cast<unsigned>(a.slots) * a.length * a.width;
   const auto* leaf = static_cast<const Leaf<Sum>*>(a.leaves) + slot * leaves;
   const Sum least = least_weight(leaf, leaves, a.epsilon);
   const int lane = threadIdx.x % 32;
