@@ -14,8 +14,8 @@ constexpr int threads = 1024;
 constexpr int most_items = 11;      // players a thread: what shared memory holds
 constexpr int most_blocks = 8;      // of a cluster: the portable size
 constexpr int wide_players = 2048;  // a first round of more is shared by the blocks of a cluster
-constexpr int sorters = 4;
-constexpr int intervals = 64;  // of a round's values, each cut into buckets
+constexpr int sorters = 4;          // of a sample
+constexpr int intervals = 64;       // of a round's values, each cut into buckets
 constexpr int most_buckets = 8192;
 constexpr int index_bits = 14;
 
@@ -129,6 +129,13 @@ struct Contest {
     float value[Items];
 #pragma unroll
     for (int item = 0; item < Items; ++item) value[item] = -static_cast<float>(row_score(threadIdx.x + item * threads));
+    // While these come:
+    clear_counts();
+    if (threadIdx.x == 0) {
+      s.lowest = ~0u;
+      s.highest = 0;
+    }
+    __syncthreads();
     unsigned lowest = ~0u, highest = 0;
 #pragma unroll
     for (int item = 0; item < Items; ++item) {
@@ -151,21 +158,16 @@ struct Contest {
     return number == 0 ? s.value[player] : -static_cast<float>(scores_of(number)[player]);
   }
 
-  /// Waits for the threads that sort samples.
-  __device__ static void sync_sorters() { asm volatile("bar.sync 1, %0;" ::"n"(intervals * sorters) : "memory"); }
-
   /// An odd number of players apart, so that they are in different banks. The last is none: it stays last.
   __device__ float sample_of(int sample, int players, int number) const {
     const int player = sample * max(1, (players / intervals - 1) | 1);
     return sample + 1 < intervals && player < players ? value_of(number, player) : static_cast<float>(infinity());
   }
 
-  /// Sorts samples of the values, and measures the intervals between them. By `sorters` threads a sample.
-  __device__ void make_intervals(int players, int real, int number, int log2_parts) {
+  /// Sorts the samples, by `sorters` threads a sample.
+  __device__ void sort_samples(int number) {
     constexpr int each = intervals / sorters;
     const int sample = threadIdx.x / sorters, part = threadIdx.x % sorters;
-    if (threadIdx.x < intervals) s.samples[threadIdx.x] = sample_of(threadIdx.x, players, number);
-    sync_sorters();
     const float own = s.samples[sample];
     int below = 0;  // and in its upper half equal ones that come first
 #pragma unroll
@@ -191,12 +193,21 @@ struct Contest {
       s.equals_from[0] = -1;
       s.low[intervals] = static_cast<float>(infinity());
     }
-    sync_sorters();
-    if (threadIdx.x >= intervals) return;
-    // After the first round players come nearly in order.
-    const float highest = number == 0 ? value_of_bits(s.highest) : value_of(number, max(real, 1) - 1);
-    const float length = fminf(s.low[threadIdx.x + 1], highest) - s.low[threadIdx.x];
-    s.parts_each[threadIdx.x] = length > 0 ? __fdividef(static_cast<float>(1 << log2_parts), length) : 0;
+  }
+
+  /// Sorts samples of the values, and measures the intervals between them.
+  __device__ void make_intervals(int players, int real, int number, int log2_parts) {
+    if (threadIdx.x < intervals) s.samples[threadIdx.x] = sample_of(threadIdx.x, players, number);
+    __syncthreads();
+    if (threadIdx.x < intervals * sorters) sort_samples(number);
+    __syncthreads();
+    if (threadIdx.x < intervals) {
+      // After the first round players come nearly in order.
+      const float highest = number == 0 ? value_of_bits(s.highest) : value_of(number, max(real, 1) - 1);
+      const float length = fminf(s.low[threadIdx.x + 1], highest) - s.low[threadIdx.x];
+      s.parts_each[threadIdx.x] = length > 0 ? __fdividef(static_cast<float>(1 << log2_parts), length) : 0;
+    }
+    __syncthreads();
   }
 
   /// Buckets rise with values, and of equal ones with who wins the tie: an interval between two samples, and one of its
@@ -355,8 +366,7 @@ struct Contest {
     const Ranks pairs{block * each, min(half, (block + 1) * each)};
     const Ranks other =
         a.mirror ? Ranks{players - pairs.to, players - pairs.from} : Ranks{half + pairs.from, half + pairs.to};
-    if (threadIdx.x < intervals * sorters) make_intervals(players, real, number, log2_parts);
-    __syncthreads();
+    make_intervals(players, real, number, log2_parts);
     count(players, number, log2_parts);
     place_buckets(intervals << log2_parts, pairs, other);
     place(players, !shared, by_bucket);
@@ -459,12 +469,6 @@ struct Contest {
 
   __device__ void play() {
     meetings = Own::holds_meetings ? s.meetings : reinterpret_cast<Meeting<Weight>*>(a.steps) + batch * padded;
-    clear_counts();
-    if (threadIdx.x == 0) {
-      s.lowest = ~0u;
-      s.highest = 0;
-    }
-    __syncthreads();
     read_values();
     int players = padded, real = valid;
 #pragma unroll 1
