@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(score_threads) score_kernel(LayerArguments l) 
       for (int r = 0; r < score_rows; ++r)
         sum[r] += rounded(static_cast<Sum>(pack[r].element[v]), l.precision) * weight[column + v];
   }
-  const Sum bias = l.bias ? element_at<Sum>(l.bias, l.precision, 0) : Sum(0);
+  const Sum bias = element_at<Sum>(l.bias, l.precision, 0);
 #pragma unroll
   for (int r = 0; r < score_rows; ++r) {
     const auto all = static_cast<float>(sum_in_warp(sum[r]) + bias);
@@ -272,7 +272,6 @@ __global__ void __launch_bounds__(32 * sum_warps) sum_kernel(LayerArguments l, s
 #pragma unroll
   for (int warp = 0; warp < sum_warps; ++warp) sum += by_warp[warp][threadIdx.x];
   void* to = column < width ? l.weight_gradient : l.bias_gradient;
-  if (!to) return;
   const std::int64_t i = column < width ? column : 0;
   switch (l.gradient_element) {
     case Element::float64: static_cast<double*>(to)[i] = static_cast<double>(sum); break;

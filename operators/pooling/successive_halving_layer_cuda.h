@@ -10,7 +10,7 @@ struct SuccessiveHalvingLayerArguments {
   /// As the operator takes it; `scores` are those that the score kernel wrote, `score_gradient` is not used.
   SuccessiveHalvingArguments pooling;
   const void* weight = nullptr;          ///< (width), of `precision`
-  const void* bias = nullptr;            ///< (1), of `precision`; null: none
+  const void* bias = nullptr;            ///< (1), of `precision`
   Element precision = Element::float32;  ///< what x and the logits are rounded to: that of x, or less than float32 x has
   float floor = 0;
   float* scores = nullptr;  ///< (batch, length): written by the score kernel, 0 where a row is padding
