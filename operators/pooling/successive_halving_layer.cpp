@@ -199,15 +199,17 @@ const RegisterFlopFormula backward_flops("transpool::successive_halving_layer_ba
 }  // namespace
 #endif
 
-ScoredPooled successive_halving_layer([[maybe_unused]] const at::Tensor& x, [[maybe_unused]] const LinearScores& scorer,
-                                      [[maybe_unused]] std::int64_t k,
-                                      [[maybe_unused]] const std::optional<at::Tensor>& lengths,
-                                      [[maybe_unused]] const TournamentOptions& options, [[maybe_unused]] double epsilon) {
+std::pair<Pooled, at::Tensor> successive_halving_layer([[maybe_unused]] const at::Tensor& x,
+                                                       [[maybe_unused]] const LinearScores& scorer,
+                                                       [[maybe_unused]] std::int64_t k,
+                                                       [[maybe_unused]] const std::optional<at::Tensor>& lengths,
+                                                       [[maybe_unused]] const TournamentOptions& options,
+                                                       [[maybe_unused]] double epsilon) {
 #ifdef TRANSPOOL_CUDA
   const auto parts =
       SuccessiveHalvingLayerFunction::apply(x, scorer.weight, scorer.bias, lengths, scorer.precision, k, scorer.floor,
                                             options.base, options.mirror, options.keep_order, epsilon);
-  return {{parts[0], parts[1], parts[2]}, parts[3]};
+  return {Pooled{parts[0], parts[1], parts[2]}, parts[3]};
 #else
   throw Unsupported("successive_halving_layer has no kernel in this build");
 #endif

@@ -14,12 +14,6 @@ struct LinearScores {
   at::ScalarType precision;  ///< dtype of x, or half or bfloat16 where x is float32
 };
 
-/// What the layer gives: what the operator does, and the scores (B, n) that it pooled by, 0 where a row is padding.
-struct ScoredPooled {
-  Pooled pooled;
-  at::Tensor scores;
-};
-
 /// Whether kernels of our own run a linear scorer and Successive Halving as one on that device in this build.
 bool has_successive_halving_layer(const at::Device& device, std::int64_t length, std::int64_t width, std::int64_t k,
                                   at::ScalarType dtype, at::ScalarType precision);
@@ -27,10 +21,11 @@ bool has_successive_halving_layer(const at::Device& device, std::int64_t length,
 /// Successive Halving of the rows x (B, n, d) by the scores that `scorer` gives them; the rest as successive_halving_kernel
 /// takes it. x is read once for the scores and once (in part, with epsilon > 0) by the gather, and once backward, where the
 /// gradients of x, weight and bias come of one kernel. Rows whose score is NaN, and padding, add nothing to the scorer's
-/// gradients. The returned scores carry no gradient. Throws Unsupported in a build without CUDA.
-/// Dispatched as `transpool::successive_halving_layer` and `transpool::successive_halving_layer_backward`.
-ScoredPooled successive_halving_layer(const at::Tensor& x, const LinearScores& scorer, std::int64_t k,
-                                      const std::optional<at::Tensor>& lengths, const TournamentOptions& options,
-                                      double epsilon);
+/// gradients. Gives what the operator gives, and the scores (B, n), 0 where a row is padding, which carry no gradient.
+/// Throws Unsupported in a build without CUDA. Dispatched as `transpool::successive_halving_layer` and
+/// `transpool::successive_halving_layer_backward`.
+std::pair<Pooled, at::Tensor> successive_halving_layer(const at::Tensor& x, const LinearScores& scorer, std::int64_t k,
+                                                       const std::optional<at::Tensor>& lengths,
+                                                       const TournamentOptions& options, double epsilon);
 
 }  // namespace transpool
