@@ -104,11 +104,6 @@ Gradients backward_cuda(const at::Tensor& values_gradient, const Optional& given
   const auto x_gradient = at::empty_like(x);
   const auto weight_gradient = at::empty({a.width}, x.options().dtype(dtype));
   const auto bias_gradient = at::empty({1}, weight_gradient.options());
-  at::Tensor tree;
-  if (const auto doubles = tree_workspace(a.rounds); doubles > 0) {
-    tree = at::empty({a.batch * a.slots * doubles}, x.options().dtype(at::kDouble));
-    a.tree = tree.data_ptr<double>();
-  }
   a.scores = scores.const_data_ptr();
   a.leaves = leaves.data_ptr();
   a.values_gradient = gradient.const_data_ptr();

@@ -7,7 +7,7 @@ namespace transpool {
 /// Device pointers and sizes of the linear scorer in front of Successive Halving, score = sigmoid(<x, weight> + bias) +
 /// floor, and of the backward pass of both together. The scores are float32.
 struct SuccessiveHalvingLayerArguments {
-  /// As the operator takes it; `scores` are those that the score kernel wrote, `score_gradient` is not used.
+  /// As the operator takes it; `scores` are those that the score kernel wrote, `score_gradient` and `tree` are not used.
   SuccessiveHalvingArguments pooling;
   const void* weight = nullptr;          ///< (width), of `precision`
   const void* bias = nullptr;            ///< (1), of `precision`
