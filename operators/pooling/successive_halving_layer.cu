@@ -171,7 +171,12 @@ struct Arrival {
   unsigned address;
 
   __device__ explicit Arrival(const unsigned long long* barrier) : address(shared_address(barrier)) {}
-  __device__ void init() const { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address) : "memory"); }
+  __device__ void init() const {
+    asm volatile(
+        "mbarrier.init.shared.b64 [%0], 1;\n"
+        "fence.proxy.async.shared::cta;" ::"r"(address)
+        : "memory");
+  }
   __device__ void expect(unsigned bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
   }

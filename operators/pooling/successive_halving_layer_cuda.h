@@ -15,8 +15,7 @@ struct SuccessiveHalvingLayerArguments {
   float floor = 0;
   float* scores = nullptr;  ///< (batch, length): written by the score kernel, 0 where a row is padding
 
-  void* partial_sums =
-      nullptr;  ///< (partial_sums(arguments), width + 1) of leaf weights' dtype; backward only, as all below
+  void* partial_sums = nullptr;  ///< (successive_halving_layer_sums(arguments), width + 1), summed type; all below: backward
   void* weight_gradient = nullptr;              ///< (width)
   void* bias_gradient = nullptr;                ///< (1)
   Element gradient_element = Element::float32;  ///< of these two
