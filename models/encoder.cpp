@@ -57,6 +57,18 @@ void check_pruner(const EncoderConfig& pruner, std::int64_t source_length, std::
   check_pooling_support(*pooling.variant, {1, source_length, width, pruner.widths.begin()->second, dtype}, device);
 }
 
+/// Scores the rows `seen` and pools those of `in` by it; leaves as they are what is short enough.
+Encoded pool(PoolingLayer& layer, const Encoded& in, const torch::Tensor& seen, std::int64_t k) {
+  if (in.memory.size(1) <= k) return in;
+  const auto pooled = layer->forward({seen, in.lengths, in.tokens}, in.memory, k).pooled;
+  Encoded out{pooled.values, pooled_lengths(in.lengths, k)};
+  if (in.tokens) {
+    const auto& positions = pooled.positions;
+    out.tokens = in.tokens->gather(1, positions.clamp_min(0)).masked_fill(positions < 0, -1);
+  }
+  return out;
+}
+
 }  // namespace
 
 Json to_json(const EncoderConfig& config) {
@@ -72,25 +84,28 @@ Json to_json(const EncoderConfig& config) {
                {"attention", config.attention},
                {"pooling", config.pooling},
                {"scorer", config.scorer},
+               {"fused_pooling", config.fuse_pooling ? "auto" : "off"},
                {"widths", widths}};
   if (config.pruner) json["pruner"] = to_json(*config.pruner);
   return json;
 }
 
 EncoderConfig encoder_config_from_json(const Json& json, const Where& where) {
-  const Options options({{.name = "layers", .type = OptionType::integer, .minimum = 1},
-                         {.name = "width", .type = OptionType::integer, .minimum = 1},
-                         {.name = "heads", .type = OptionType::integer, .minimum = 1},
-                         {.name = "feed_forward", .type = OptionType::integer, .minimum = 1},
-                         {.name = "norm", .type = OptionType::choice, .choices = {"pre", "post"}},
-                         {.name = "activation", .type = OptionType::choice, .choices = {"relu", "gelu"}},
-                         {.name = "dropout", .type = OptionType::real, .minimum = 0, .maximum = 0.999},
-                         {.name = "attention", .type = OptionType::variant},
-                         {.name = "pooling", .type = OptionType::variant},
-                         {.name = "scorer", .type = OptionType::variant},
-                         {.name = "widths", .type = OptionType::object},
-                         {.name = "pruner", .type = OptionType::object, .optional = true}},
-                        json, "key of an encoder", where);
+  const Options options(
+      {{.name = "layers", .type = OptionType::integer, .minimum = 1},
+       {.name = "width", .type = OptionType::integer, .minimum = 1},
+       {.name = "heads", .type = OptionType::integer, .minimum = 1},
+       {.name = "feed_forward", .type = OptionType::integer, .minimum = 1},
+       {.name = "norm", .type = OptionType::choice, .choices = {"pre", "post"}},
+       {.name = "activation", .type = OptionType::choice, .choices = {"relu", "gelu"}},
+       {.name = "dropout", .type = OptionType::real, .minimum = 0, .maximum = 0.999},
+       {.name = "attention", .type = OptionType::variant},
+       {.name = "pooling", .type = OptionType::variant},
+       {.name = "scorer", .type = OptionType::variant},
+       {.name = "fused_pooling", .type = OptionType::choice, .fallback = "auto", .choices = {"auto", "off"}},
+       {.name = "widths", .type = OptionType::object},
+       {.name = "pruner", .type = OptionType::object, .optional = true}},
+      json, "key of an encoder", where);
   EncoderConfig config;
   config.layers = options.integer("layers");
   config.layer = {options.integer("width"),      options.integer("heads"),   options.integer("feed_forward"),
@@ -98,6 +113,7 @@ EncoderConfig encoder_config_from_json(const Json& json, const Where& where) {
   config.attention = options.raw("attention");
   config.pooling = options.raw("pooling");
   config.scorer = options.raw("scorer");
+  config.fuse_pooling = options.text("fused_pooling") == "auto";
   for (const auto& item : options.raw("widths").items())
     config.widths[std::stoll(item.key())] = item.value().get<std::int64_t>();
   if (options.has("pruner"))
@@ -140,24 +156,6 @@ std::vector<std::int64_t> encoder_lengths(const EncoderConfig& config, std::int6
   return lengths;
 }
 
-PoolingLayerImpl::PoolingLayerImpl(std::int64_t width, std::int64_t pooled_length, const Json& scorer, const Json& pooling)
-    : pooled_length_(pooled_length), pooling_(make_pooling(pooling)) {
-  const auto selection = scorer_registry().select(scorer);
-  scorer_ = register_module("scorer", selection.variant->make(width, selection.options));
-}
-
-Encoded PoolingLayerImpl::forward(const Encoded& in, const torch::Tensor& seen) {
-  if (in.memory.size(1) <= pooled_length_) return in;
-  const auto scores = scorer_->forward({seen, in.lengths, in.tokens});
-  const auto pooled = pooling_->forward(in.memory, scores, pooled_length_, in.lengths);
-  Encoded out{pooled.values, pooled_lengths(in.lengths, pooled_length_)};
-  if (in.tokens) {
-    const auto& positions = pooled.positions;
-    out.tokens = in.tokens->gather(1, positions.clamp_min(0)).masked_fill(positions < 0, -1);
-  }
-  return out;
-}
-
 EncoderLayerImpl::EncoderLayerImpl(const LayerConfig& config, std::shared_ptr<const AttentionOperator> attention) {
   attention_ = register_module("attention", SelfAttention(config.width, config.heads, std::move(attention)));
   feed_forward_ = register_module("feed_forward", FeedForward(config));
@@ -177,8 +175,9 @@ EncoderImpl::EncoderImpl(const EncoderConfig& config) {
   for (std::int64_t i = 0; i < config.layers; ++i) {
     layers_.push_back(register_module(fmt::format("layer{}", i), EncoderLayer(config.layer, attention)));
     if (const auto width = config.widths.find(i); width != config.widths.end())
-      pooling_.emplace(i, register_module(fmt::format("pooling{}", i),
-                                          PoolingLayer(config.layer.width, width->second, config.scorer, config.pooling)));
+      pooling_.emplace(i, std::pair(width->second, register_module(fmt::format("pooling{}", i),
+                                                                   PoolingLayer(config.layer.width, config.scorer,
+                                                                                config.pooling, config.fuse_pooling))));
   }
   if (config.layer.pre_norm)
     final_norm_ = register_module("final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({config.layer.width})));
@@ -191,7 +190,7 @@ Encoded EncoderImpl::forward(const torch::Tensor& x, const std::optional<torch::
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     encoded.memory = layers_[i]->forward(encoded.memory, {.key_lengths = encoded.lengths});
     if (const auto pooling = pooling_.find(static_cast<std::int64_t>(i)); pooling != pooling_.end())
-      encoded = pooling->second->forward(encoded);
+      encoded = pool(pooling->second.second, encoded, encoded.memory, pooling->second.first);
   }
   if (final_norm_) encoded.memory = final_norm_->forward(encoded.memory);
   return encoded;
@@ -200,13 +199,13 @@ Encoded EncoderImpl::forward(const torch::Tensor& x, const std::optional<torch::
 PrunerImpl::PrunerImpl(const EncoderConfig& config, std::int64_t width) : pooled_length_(config.widths.rbegin()->second) {
   if (config.layer.width != width) input_ = register_module("input", torch::nn::Linear(width, config.layer.width));
   trunk_ = register_module("trunk", Encoder(trunk_of(config)));
-  pooling_ = register_module("pooling", PoolingLayer(config.layer.width, pooled_length_, config.scorer, config.pooling));
+  pooling_ = register_module("pooling", PoolingLayer(config.layer.width, config.scorer, config.pooling));
 }
 
 Encoded PrunerImpl::forward(const Encoded& in) {
   if (in.memory.size(1) <= pooled_length_) return in;
   const auto read = trunk_->forward(input_ ? input_->forward(in.memory) : in.memory, in.lengths);
-  return pooling_->forward(in, read.memory);
+  return pool(pooling_, in, read.memory, pooled_length_);
 }
 
 Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype,
@@ -232,10 +231,24 @@ Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t 
   return total;
 }
 
-Json encoder_backends(const EncoderConfig& config, const at::Device& device) {
+Json encoder_backends(const EncoderConfig& config, const at::Device& device, std::int64_t length, at::ScalarType dtype) {
   Json backends = {{"attention", make_attention(config.attention)->backend(device)}};
-  if (!config.widths.empty()) backends["pooling"] = make_pooling(config.pooling)->backend(device);
-  if (config.pruner) backends["pruner"] = encoder_backends(*config.pruner, device);
+  if (config.pruner) {
+    backends["pruner"] = encoder_backends(*config.pruner, device, length, dtype);
+    backends["pruner"]["fused_pooling"] = "off";  // it scores other rows than it pools
+    length = rows_after_pruner(config, length);
+  }
+  const auto rows_dtype = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  std::string fused;
+  for (const auto& [layer, width] : config.widths) {
+    const auto found = pooling_layer_backends(config.scorer, config.pooling, config.fuse_pooling, device,
+                                              {1, length, config.layer.width, width, rows_dtype}, dtype);
+    backends["pooling"] = found["pooling"];
+    if (width >= length) continue;
+    if (fused != "off") fused = found["fused_pooling"];
+    length = width;
+  }
+  if (!fused.empty()) backends["fused_pooling"] = fused;
   return backends;
 }
 

@@ -2,8 +2,7 @@
 
 #include "models/layer.h"
 #include "models/multi_head_attention.h"
-#include "models/scorers/scorer.h"
-#include "operators/pooling/pooling.h"
+#include "models/pooling_layer.h"
 
 #include <map>
 
@@ -17,6 +16,7 @@ struct EncoderConfig {
   Json attention = "full";                      ///< variant of the attention registry
   Json pooling = "successive_halving";          ///< variant of the pooling registry
   Json scorer = "linear";                       ///< variant of the scorer registry
+  bool fuse_pooling = true;                     ///< scorer and pooling operator as one where they have a fused form
   std::map<std::int64_t, std::int64_t> widths;  ///< width schedule: layer -> rows left after it; empty: no pooling
   /// A small encoder that reads the source first; its pooling operator, led by its scorer, then picks rows of the embedded
   /// source for this encoder (DoT, arXiv 2106.00479). Its widths say how many, after its last layer; null: none.
@@ -43,22 +43,6 @@ struct Encoded {
   /// int64 (B, m): the source token each row began as, by the row that weighs most where rows were mixed; -1: padding.
   std::optional<torch::Tensor> tokens = {};
 };
-
-/// Scores rows and pools them: one layer of a width schedule.
-class PoolingLayerImpl : public torch::nn::Module {
- public:
-  PoolingLayerImpl(std::int64_t width, std::int64_t pooled_length, const Json& scorer, const Json& pooling);
-  Encoded forward(const Encoded& in) { return forward(in, in.memory); }
-
-  /// Scores the rows `seen` (B, n, width) and pools those of `in` by it.
-  Encoded forward(const Encoded& in, const torch::Tensor& seen);
-
- private:
-  std::int64_t pooled_length_;
-  std::shared_ptr<Scorer> scorer_;
-  std::shared_ptr<const PoolingOperator> pooling_;
-};
-TORCH_MODULE(PoolingLayer);
 
 class EncoderLayerImpl : public torch::nn::Module {
  public:
@@ -87,8 +71,8 @@ class EncoderImpl : public torch::nn::Module {
  private:
   std::shared_ptr<PrunerImpl> pruner_;
   std::vector<EncoderLayer> layers_;
-  std::map<std::int64_t, PoolingLayer> pooling_;
-  torch::nn::LayerNorm final_norm_{nullptr};  // pre-norm only
+  std::map<std::int64_t, std::pair<std::int64_t, PoolingLayer>> pooling_;  // after a layer: rows left, and the layer
+  torch::nn::LayerNorm final_norm_{nullptr};                               // pre-norm only
 };
 TORCH_MODULE(Encoder);
 
@@ -110,7 +94,8 @@ class PrunerImpl : public torch::nn::Module {
 Cost encoder_cost(const EncoderConfig& config, std::int64_t batch, std::int64_t length, bool masked, at::ScalarType dtype,
                   at::DeviceType device = at::kCPU);
 
-/// "sdpa", "cpu", "cuda" ...: what runs in this encoder on that device, by part.
-Json encoder_backends(const EncoderConfig& config, const at::Device& device);
+/// "sdpa", "cpu", "cuda" ...: what runs in this encoder on that device, by part, for a source of `length` rows; models run
+/// half dtypes under autocast. "fused_pooling" is "off" where any pooling layer runs scorer and operator in turn.
+Json encoder_backends(const EncoderConfig& config, const at::Device& device, std::int64_t length, at::ScalarType dtype);
 
 }  // namespace transpool

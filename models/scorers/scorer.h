@@ -42,4 +42,7 @@ struct RegisterScorer {
 /// sigmoid(logits) + 1e-5 in float32: the paper's score range, never 0 (arXiv 2009.05169, section 3).
 torch::Tensor score_from_logits(const torch::Tensor& logits);
 
+/// The dtype that linear layers of a scorer compute in: that of autocast where it is on and takes x, else that of x.
+at::ScalarType scorer_dtype(const torch::Tensor& x);
+
 }  // namespace transpool

@@ -6,9 +6,7 @@
 #include <numeric>
 
 namespace transpool {
-namespace {
 
-/// What the weights left out of one output may sum to. `auto` is half a unit in the last place of the output's dtype at 1.
 double skipped_weight(const Options& options, at::ScalarType dtype) {
   const auto skip = options.text("skip");
   if (skip == "off") return 0;
@@ -20,6 +18,8 @@ double skipped_weight(const Options& options, at::ScalarType dtype) {
     default: return 0x1p-9;
   }
 }
+
+namespace {
 
 /// One pass over x: the tournament runs on the scores alone and says which k-th of the rows each output mixes, and by
 /// how much; one segmented gather does the mixing, and need not read rows of negligible weight. Rows that are left out

@@ -20,6 +20,7 @@ ModelConfig model_config(const Cell& cell, std::int64_t vocabulary) {
   request.base.attention = values.raw("attention");
   request.base.pooling = values.raw("pooling");
   request.base.scorer = values.raw("scorer");
+  request.base.fuse_pooling = values.text("fused_pooling") == "auto";
   request.source_length = values.integer("source_length");
   request.pooled_length = values.integer("pooled_length");
   request.chunk = values.integer("chunk");

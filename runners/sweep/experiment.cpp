@@ -50,7 +50,8 @@ std::vector<std::string> read_measure(const Json& json, const std::string& level
       (where / i).fail(
           unknown_name_message("measure", given[i].is_string() ? given[i].get<std::string>() : given[i].dump(), known));
     if (given[i] == "rouge" && level != "quality") (where / i).fail("\"rouge\" is measured at level quality only");
-    if (given[i] == "roofline" && level != "operator") (where / i).fail("\"roofline\" is measured at level operator only");
+    if (given[i] == "roofline" && level != "operator" && level != "pooling_layer")
+      (where / i).fail("\"roofline\" is measured at levels operator and pooling_layer only");
     if (given[i] == "selection" && level != "operator") (where / i).fail("\"selection\" is measured at level operator only");
     measure.push_back(given[i]);
   }

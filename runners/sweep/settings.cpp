@@ -15,8 +15,11 @@ using enum OptionType;
 
 const std::vector<std::string> models = {"layer", "encoder", "model", "training", "generation", "quality"};
 const std::vector<std::string> stacks = {"encoder", "model", "training", "generation", "quality"};
+const std::vector<std::string> poolings = {"pooling_layer", "layer",      "encoder", "model",
+                                           "training",      "generation", "quality"};
 const std::vector<std::string> decoders = {"model", "training", "generation", "quality"};
-const std::vector<std::string> synthetic = {"operator", "layer", "encoder", "model", "training", "generation"};
+const std::vector<std::string> synthetic = {"operator", "pooling_layer", "layer",     "encoder",
+                                            "model",    "training",      "generation"};
 
 std::vector<Setting> make_settings() {
   const std::vector<std::string> all = {};
@@ -48,7 +51,20 @@ std::vector<Setting> make_settings() {
         .fallback = "linear",
         .meaning = "scorer of each pooling layer",
         .variant_kind = "scorer"},
-       models},
+       poolings},
+      {{.name = "fused_pooling",
+        .type = choice,
+        .fallback = "auto",
+        .meaning = "scorer and pooling operator as one kernel where the device has one for both, or always in turn",
+        .choices = {"auto", "off"}},
+       poolings},
+      {{.name = "part",
+        .type = choice,
+        .fallback = "layer",
+        .meaning =
+            "what of a pooling layer is timed: scorer and operator, the operator on the scorer's scores, or the scorer",
+        .choices = {"layer", "pooling", "scorer"}},
+       {"pooling_layer"}},
       {{.name = "batch",
         .type = integer,
         .fallback = 16,
@@ -135,7 +151,7 @@ std::vector<Setting> make_settings() {
         .fallback = "forward+backward",
         .meaning = "what one timed pass is",
         .choices = {"forward", "forward+backward"}},
-       {"operator", "layer", "encoder", "model"}},
+       {"operator", "pooling_layer", "layer", "encoder", "model"}},
       {{.name = "scores",
         .type = choice,
         .fallback = "uniform",
@@ -317,7 +333,7 @@ const std::vector<Setting>& settings() {
 }
 
 std::vector<std::string> level_names() {
-  return {"operator", "layer", "encoder", "model", "training", "generation", "quality"};
+  return {"operator", "pooling_layer", "layer", "encoder", "model", "training", "generation", "quality"};
 }
 
 std::vector<std::string> measure_names() { return {"time", "memory", "flops", "roofline", "selection", "rouge"}; }

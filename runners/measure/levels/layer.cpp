@@ -57,7 +57,7 @@ void measure_layer(const Cell& cell, Record& record) {
   pass->encoder->to(device, parameter_dtype(dtype));
   pass->draw();
   record.details["encoder"] = to_json(config);
-  record.details["backend"] = encoder_backends(config, device);
+  record.details["backend"] = encoder_backends(config, device, pass->length, dtype);
   Workload workload;
   workload.what = "one " + values.text("pass") + " pass of one encoder layer";
   workload.redraw = [pass] { pass->draw(); };

@@ -13,7 +13,8 @@ Seq2Seq build(const Cell& cell, Record& record) {
   model->to(device, parameter_dtype(dtype_from_name(cell.values.text("dtype"))));
   record.details["model"] = to_json(config);
   record.details["parameters"] = model->parameter_count();
-  record.details["backend"] = encoder_backends(config.encoder, device);
+  record.details["backend"] = encoder_backends(config.encoder, device, cell.values.integer("source_length"),
+                                               dtype_from_name(cell.values.text("dtype")));
   return model;
 }
 

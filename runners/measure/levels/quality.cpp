@@ -84,7 +84,9 @@ void summarize_rouge(const Cell& cell, const Scores& trained, const Scores& untr
 void describe(const Cell& cell, const TrainingData& data, Trainer& trainer, Record& record) {
   record.details["model"] = to_json(trainer.model()->config());
   record.details["parameters"] = trainer.model()->parameter_count();
-  record.details["backend"] = encoder_backends(trainer.model()->config().encoder, device_from_name(cell.device));
+  record.details["backend"] =
+      encoder_backends(trainer.model()->config().encoder, device_from_name(cell.device),
+                       cell.values.integer("source_length"), dtype_from_name(cell.values.text("dtype")));
   record.details["data"] = {{"train", data.corpus.train.counts}, {"validation", data.corpus.validation.counts},
                             {"test", data.corpus.test.counts},   {"train_tokens", data.train.counts},
                             {"test_tokens", data.test.counts},   {"vocabulary", data.tokenizer->size()}};
