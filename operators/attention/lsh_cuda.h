@@ -12,15 +12,18 @@ struct LshTensor {
   std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
 };
 
+constexpr int lsh_most_rounds = 8;
+
 /// Sizes, device pointers and what the kernels exchange. A chunk has `chunk` of the rows that a round sorted by bucket; the
 /// rows of a chunk see those of their own and of the one before.
 struct LshArguments {
-  std::int64_t batch = 0, heads = 0, rows = 0, width = 0, rounds = 0, chunk = 0, buckets = 0;
+  std::int64_t batch = 0, heads = 0, rows = 0, width = 0, rounds = 0, chunk = 0;
+  std::int64_t first_buckets = 1, second_buckets = 1;  ///< of the two hashes: even, or one
   bool causal = false;
   Element element = Element::bfloat16;
   const std::int64_t* lengths = nullptr;  ///< (B); nullptr: all rows are valid
   LshTensor q, v, out, out_gradient, q_gradient, v_gradient;
-  const float* planes = nullptr;       ///< (h, r, e, buckets / 2)
+  const float* planes = nullptr;       ///< (h, r, e, first / 2 + second / 2), of numbers that `element` holds
   std::int32_t* hashes = nullptr;      ///< (B, h, r, n)
   std::int32_t* order = nullptr;       ///< (B, h, r, n): the sorted rows; those that are not valid come last
   std::uint16_t* chunks = nullptr;     ///< (B, h, n, 8): the chunk of a row in each round, zero from `rounds` on
