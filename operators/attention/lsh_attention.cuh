@@ -176,8 +176,7 @@ __device__ void store_rows(const float (&sum)[E / 8][4], const int* place, T* ta
     for (int n = 0; n < E / 8; n += 4) {
       unsigned word[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        word[j] = Half<T>::pack(sum[n + j][2 * i] * factor[i], sum[n + j][2 * i + 1] * factor[i]);
+      for (int j = 0; j < 4; ++j) word[j] = Half<T>::pack(sum[n + j][2 * i] * factor[i], sum[n + j][2 * i + 1] * factor[i]);
       transpose_quad(word);
       if (row >= 0)
         *reinterpret_cast<uint4*>(target + static_cast<std::int64_t>(row) * E + (n + lane % 4) * 8) =

@@ -34,7 +34,16 @@ struct LshArguments {
   float* out_products = nullptr;       ///< (B, h, n): <out, its gradient>; backward only
 };
 
-/// Whether hash_rows_cuda takes the shape, and whether the sort and the attention take it too.
+/// How many of the `chunks` of a sequence a block of the backward pass walks through, given the heads and rounds of all
+/// batch rows. A run repeats the chunk at either end, but there should be blocks enough for the device.
+constexpr std::int64_t lsh_run_length(std::int64_t chunks, std::int64_t sequences) {
+  constexpr std::int64_t enough_blocks = 1536;
+  std::int64_t length = 16;
+  while (length > 4 && (chunks + length - 1) / length * sequences < enough_blocks) length /= 2;
+  return length;
+}
+
+/// Whether lsh_hash_cuda takes the shape, and whether the sort and the attention take it too.
 bool lsh_hash_takes(std::int64_t width);
 bool lsh_kernels_take(std::int64_t rows, std::int64_t width, std::int64_t rounds, std::int64_t chunk, std::int64_t buckets);
 

@@ -17,7 +17,7 @@ template <class T, int E, int M>
 constexpr int forward_bytes = forward_rows<T, E, M> * 2 * tile_stride<E>* static_cast<int>(sizeof(T)) +
                               static_cast<int>(sizeof(Rows<forward_rows<T, E, M>>));
 
-/// 16 rows of a chunk: their logits stay in registers.
+/// 16 rows of a chunk: their logits stay in registers. The values may still be on their way.
 template <class T, int E, int M, int W, int N>
 __device__ void attend_rows(const LshArguments& a, const Rows<N>& rows, const T* keys, const T* values, std::int64_t head,
                             int round) {
@@ -52,6 +52,8 @@ __device__ void attend_rows(const LshArguments& a, const Rows<N>& rows, const T*
       }
     }
   }
+  wait_for_tiles<0>();
+  __syncthreads();
   float sum[2] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -124,6 +126,7 @@ __global__ void join_rounds_kernel(LshArguments a) {
   for (int r = 0; r < a.rounds; ++r) top = fmaxf(top, normalisers[r * a.rows]);
   float out[8] = {};
   if (top != -INFINITY)
+#pragma unroll 4
     for (int r = 0; r < a.rounds; ++r) {
       const float share = fast_exp2(normalisers[r * a.rows] - top);
       const auto part = static_cast<const Pack<T>*>(a.round_values)[((head * a.rounds + r) * a.rows + row) * packs + pack];

@@ -106,9 +106,11 @@ __global__ void __launch_bounds__(product_warps * 32) hash_product_kernel(LshArg
       int chosen[4] = {};
       for (int first = 0; first < half; first += slab) {
         const int count = half - first < slab ? half - first : slab;
+        const int shift = count <= 16 ? 4 : count <= 32 ? 5 : 6;  // of a number of planes that is a power of two
         __syncthreads();
-        for (int i = threadIdx.x; i < E * slab; i += product_warps * 32) {
-          const int plane = i % slab, feature = i / slab;
+#pragma unroll 4
+        for (int i = threadIdx.x; i < E << shift; i += product_warps * 32) {
+          const int plane = i & ((1 << shift) - 1), feature = i >> shift;
           planes[feature * tile_stride<slab> + plane] = static_cast<T>(
               plane < count ? source[static_cast<std::int64_t>(feature) * all + start + first + plane] : 0.0f);
         }

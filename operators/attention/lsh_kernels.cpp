@@ -35,12 +35,16 @@ const RegisterFlopFormula attend_flops("transpool::lsh_attend", [](Arguments a) 
   return CallFlops{4.0 * pairs_of(q, a[1].toInt(), a[2].toInt()) * static_cast<double>(q.size(3))};
 });
 
-/// Seven products: queries and keys are each walked by themselves, so that the logits and the gradients of the weights are
-/// computed twice, once more than the four products of the model need.
+/// Five products, of which the logits are computed again. A run of chunks repeats four of the pairs of two chunks: those of
+/// its last keys, which the next run needs too.
 const RegisterFlopFormula attend_backward_flops("transpool::lsh_attend_backward", [](Arguments a) {
   const auto& q = a[0].toTensor();
-  const double product = 2.0 * pairs_of(q, a[1].toInt(), a[2].toInt()) * static_cast<double>(q.size(3));
-  return CallFlops{7 * product, 3 * product};
+  const auto rounds = a[1].toInt(), chunk = a[2].toInt();
+  const double product = 2.0 * pairs_of(q, rounds, chunk) * static_cast<double>(q.size(3));
+  const auto chunks = (q.size(2) + chunk - 1) / chunk, sequences = q.size(0) * q.size(1) * rounds;
+  const auto length = lsh_run_length(chunks, sequences), runs = (chunks + length - 1) / length * sequences;
+  const double repeated = 8.0 * static_cast<double>(runs * chunk * chunk * q.size(3));
+  return CallFlops{5 * product + repeated, product + repeated};
 });
 
 #ifdef TRANSPOOL_CUDA
