@@ -27,7 +27,8 @@ struct LshOptions {
 
   /// How many buckets n rows are hashed to: enough for `chunk` rows each, one where all fit into one chunk, else even, since
   /// a hash is the largest of the projections and their negatives. More than `most` are the pairs of two hashes of about the
-  /// square root, so that a row is compared with O(sqrt n) planes instead of O(n).
+  /// square root, so that a row is compared with O(sqrt n) planes instead of O(n): Trax's hash_vecs with a list of numbers
+  /// of buckets, from the bound on that Hugging Face's Reformer has for chunks of 64, two chunks' worth.
   LshBuckets buckets(std::int64_t n) const {
     if (n <= chunk) return {};
     const auto wanted = (n + 2 * chunk - 1) / (2 * chunk) * 2;
