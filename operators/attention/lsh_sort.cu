@@ -6,27 +6,16 @@ namespace transpool {
 namespace {
 
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr std::int64_t most_sort_bytes = 160 * 1024;
+constexpr int sort_warps = 16;
 
 /// Counters of a warp for each bucket and for the rows that are not valid.
-std::int64_t sort_bytes(std::int64_t buckets, std::int64_t warps) {
-  return (buckets + 1) * warps * static_cast<std::int64_t>(sizeof(int));
-}
-
-__device__ int inclusive_sum(int value) {
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(all_lanes, value, step);
-    if (threadIdx.x % 32 >= step) value += other;
-  }
-  return value;
-}
+std::int64_t sort_bytes(std::int64_t buckets) { return (buckets + 1) * sort_warps * static_cast<std::int64_t>(sizeof(int)); }
 
 /// One block a head in one round: a stable counting sort. Each warp has a run of rows, so that counters by bucket, then by
 /// warp, then by row give the place.
-template <int sort_warps>
 __global__ void __launch_bounds__(sort_warps * 32) sort_kernel(LshArguments a) {
   extern __shared__ int counters[];  // (buckets + 1, warps)
-  __shared__ int totals[32];         // of warps
+  __shared__ int totals[sort_warps * 32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, threads = sort_warps * 32;
   const int round = blockIdx.x % a.rounds;
   const std::int64_t head = blockIdx.x / a.rounds;
@@ -54,15 +43,23 @@ __global__ void __launch_bounds__(sort_warps * 32) sort_kernel(LshArguments a) {
   const int from = threadIdx.x * share, to = from + share < cells ? from + share : cells;
   int sum = 0;
   for (int i = from; i < to; ++i) sum += counters[i];
-  const int up_to = inclusive_sum(sum);
-  if (lane == 31) totals[warp] = up_to;
+  totals[threadIdx.x] = sum;
   __syncthreads();
   if (warp == 0) {
-    const int own = lane < sort_warps ? totals[lane] : 0;
-    totals[lane] = inclusive_sum(own) - own;
+    int before = 0;
+    for (int first = 0; first < threads; first += 32) {
+      const int own = totals[first + lane];
+      int running = own;
+      for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(all_lanes, running, step);
+        if (lane >= step) running += other;
+      }
+      totals[first + lane] = before + running - own;
+      before += __shfl_sync(all_lanes, running, 31);
+    }
   }
   __syncthreads();
-  sum = totals[warp] + up_to - sum;
+  sum = totals[threadIdx.x];
   for (int i = from; i < to; ++i) {
     const int own = counters[i];
     counters[i] = sum;
@@ -93,26 +90,21 @@ const char* last_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-template <int warps>
-const char* sort(const LshArguments& a, cudaStream_t stream) {
-  const auto bytes = static_cast<int>(sort_bytes(a.first_buckets * a.second_buckets, warps));
-  if (const auto error = cudaFuncSetAttribute(sort_kernel<warps>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-      error != cudaSuccess)
-    return cudaGetErrorString(error);
-  sort_kernel<warps><<<static_cast<unsigned>(a.batch * a.heads * a.rounds), warps * 32, bytes, stream>>>(a);
-  return last_error();
-}
-
 }  // namespace
 
 bool lsh_kernels_take(std::int64_t rows, std::int64_t width, std::int64_t rounds, std::int64_t chunk, std::int64_t buckets) {
   return lsh_hash_takes(width) && (chunk == 32 || chunk == 64) && rounds <= lsh_most_rounds && rows >= 1 &&
-         (rows + chunk - 1) / chunk < 32768 && sort_bytes(buckets, 16) <= most_sort_bytes;
+         (rows + chunk - 1) / chunk < 32768 && sort_bytes(buckets) <= 160 * 1024;
 }
 
 const char* lsh_sort_cuda(const LshArguments& a, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  return sort_bytes(a.first_buckets * a.second_buckets, 32) <= most_sort_bytes ? sort<32>(a, on) : sort<16>(a, on);
+  const int bytes = static_cast<int>(sort_bytes(a.first_buckets * a.second_buckets));
+  if (const auto error = cudaFuncSetAttribute(sort_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      error != cudaSuccess)
+    return cudaGetErrorString(error);
+  sort_kernel<<<static_cast<unsigned>(a.batch * a.heads * a.rounds), sort_warps * 32, bytes,
+                static_cast<cudaStream_t>(stream)>>>(a);
+  return last_error();
 }
 
 }  // namespace transpool
