@@ -27,7 +27,7 @@ class EfficientAttention : public AttentionOperator {
   }
 };
 
-/// The same as weights of query-key pairs, row by row: w_ij = sum over features f of softmax(q_i)_f softmax(K_:f)_j.
+/// The same as weights of query-key pairs: w_ij = sum over features f of softmax(q_i)_f softmax(K_:f)_j.
 class EfficientByPairs : public AttentionOperator {
  public:
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -38,13 +38,9 @@ class EfficientByPairs : public AttentionOperator {
       const auto keys = k[b].narrow(1, 0, m).to(at::kDouble).exp();
       const auto shares = keys / keys.sum(1, true);
       const auto values = v[b].narrow(1, 0, m).to(at::kDouble);
-      std::vector<at::Tensor> rows;
-      for (std::int64_t i = 0; i < q.size(2); ++i) {
-        const auto query = q[b].narrow(1, i, 1).to(at::kDouble).exp();
-        const auto weights = (query / query.sum(2, true) * shares).sum(2, true);
-        rows.push_back((weights * values).sum(1));
-      }
-      batch.push_back(at::stack(rows, 1));
+      const auto queries = q[b].to(at::kDouble).exp();
+      const auto weights = at::einsum("hif,hjf->hij", {queries / queries.sum(2, true), shares});
+      batch.push_back(at::einsum("hij,hje->hie", {weights, values}));
     }
     return at::stack(batch).to(q.scalar_type());
   }

@@ -25,26 +25,37 @@ class FullMathAttention : public AttentionOperator {
   }
 };
 
-/// The same row by row in float64 with the log-sum-exp form, as a check of the matrix form.
+/// The same by blocks of queries in float64 with the log-sum-exp form, each over the keys it may see alone, as a check of
+/// the matrix form.
 class FullByRows : public AttentionOperator {
  public:
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
-    const double scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
     std::vector<at::Tensor> batch;
     for (std::int64_t b = 0; b < q.size(0); ++b) {
       const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : k.size(2);
-      std::vector<at::Tensor> rows;
-      for (std::int64_t i = 0; i < q.size(2); ++i) {
+      const auto keys = k[b].narrow(1, 0, valid).to(at::kDouble), values = v[b].narrow(1, 0, valid).to(at::kDouble);
+      // A causal query sees a number of keys of its own.
+      const auto step = mask.causal ? std::int64_t{1} : rows_of_block;
+      std::vector<at::Tensor> blocks;
+      for (std::int64_t i = 0; i < q.size(2); i += step) {
         const auto m = mask.causal ? std::min(valid, i + 1) : valid;
-        const auto keys = k[b].narrow(1, 0, m).to(at::kDouble);
-        const auto logits = (keys * q[b].narrow(1, i, 1).to(at::kDouble)).sum(2) * scale;
-        const auto weights = m == 0 ? logits : (logits - logits.logsumexp(1, true)).exp();
-        rows.push_back((weights.unsqueeze(2) * v[b].narrow(1, 0, m).to(at::kDouble)).sum(1));
+        const auto queries = q[b].narrow(1, i, std::min(step, q.size(2) - i)).to(at::kDouble);
+        blocks.push_back(attend(queries, keys.narrow(1, 0, m), values.narrow(1, 0, m)));
       }
-      batch.push_back(at::stack(rows, 1));
+      batch.push_back(at::cat(blocks, 1));
     }
     return at::stack(batch).to(q.scalar_type());
+  }
+
+ private:
+  static constexpr std::int64_t rows_of_block = 256;
+
+  /// (h, r, e), (h, m, e), (h, m, e) -> (h, r, e).
+  static at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+    const auto logits = at::einsum("hie,hje->hij", {q, k}) * std::pow(q.size(2), -0.5);
+    const auto weights = k.size(1) == 0 ? logits : (logits - logits.logsumexp(2, true)).exp();
+    return at::einsum("hij,hje->hie", {weights, v});
   }
 };
 

@@ -35,12 +35,16 @@ const RegisterFlopFormula attend_flops("transpool::lsh_attend", [](Arguments a) 
   return CallFlops{4.0 * pairs_of(q, a[1].toInt(), a[2].toInt()) * static_cast<double>(q.size(3))};
 });
 
-/// Seven products: queries and keys are each walked by themselves, so that the logits and the gradients of the weights are
-/// computed twice, once more than the four products of the model need.
+/// Five products, of which the logits are computed again. A run of chunks repeats four of the pairs of two chunks: those of
+/// its last keys, which the next run needs too.
 const RegisterFlopFormula attend_backward_flops("transpool::lsh_attend_backward", [](Arguments a) {
   const auto& q = a[0].toTensor();
-  const double product = 2.0 * pairs_of(q, a[1].toInt(), a[2].toInt()) * static_cast<double>(q.size(3));
-  return CallFlops{7 * product, 3 * product};
+  const auto rounds = a[1].toInt(), chunk = a[2].toInt();
+  const double product = 2.0 * pairs_of(q, rounds, chunk) * static_cast<double>(q.size(3));
+  const auto chunks = (q.size(2) + chunk - 1) / chunk, sequences = q.size(0) * q.size(1) * rounds;
+  const auto length = lsh_run_length(chunks, sequences), runs = (chunks + length - 1) / length * sequences;
+  const double repeated = 8.0 * static_cast<double>(runs * chunk * chunk * q.size(3));
+  return CallFlops{5 * product + repeated, product + repeated};
 });
 
 #ifdef TRANSPOOL_CUDA
@@ -62,7 +66,8 @@ void launch(const char* (*kernel)(const LshArguments&, void*), const LshArgument
 LshArguments arguments_of(const at::Tensor& q, const LshRounds& rounds) {
   LshArguments a;
   a.batch = q.size(0), a.heads = q.size(1), a.rows = q.size(2), a.width = q.size(3);
-  a.rounds = rounds.rounds, a.chunk = rounds.chunk, a.buckets = rounds.buckets, a.causal = rounds.causal;
+  a.rounds = rounds.rounds, a.chunk = rounds.chunk, a.causal = rounds.causal;
+  a.first_buckets = rounds.buckets.first, a.second_buckets = rounds.buckets.second;
   a.element = element_of(q.scalar_type()).value();
   a.q = strided(q);
   return a;
@@ -98,8 +103,7 @@ class LshFunction : public torch::autograd::Function<LshFunction> {
     launch(lsh_sort_cuda, a);
     launch(lsh_forward_cuda, a);
     context->save_for_backward({q, v, out, normalisers, order, chunks, valid});
-    context->saved_data["rounds"] =
-        std::vector<std::int64_t>{rounds.rounds, rounds.chunk, rounds.buckets, rounds.causal ? 1 : 0};
+    context->saved_data["rounds"] = std::vector<std::int64_t>{rounds.rounds, rounds.chunk, rounds.causal ? 1 : 0};
     context->saved_data["k"] = k.sizes().vec();
     return out;
   }
@@ -110,7 +114,7 @@ class LshFunction : public torch::autograd::Function<LshFunction> {
     const auto &q = saved[0], &v = saved[1], &out = saved[2], &normalisers = saved[3], &valid = saved[6];
     const c10::cuda::CUDAGuard on_device(q.device());
     const auto options = context->saved_data["rounds"].toIntVector();
-    const LshRounds rounds{options[0], options[1], options[2], options[3] != 0};
+    const LshRounds rounds{.rounds = options[0], .chunk = options[1], .causal = options[2] != 0};
     const auto out_gradient = readable(out_gradients[0]);
     const std::vector<std::int64_t> part_sizes = {q.size(0), q.size(1), rounds.rounds, q.size(2), q.size(3)};
     const auto q_parts = at::empty(part_sizes, q.options()), v_parts = at::empty(part_sizes, q.options());
@@ -139,14 +143,14 @@ bool half_type(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype ==
 
 }  // namespace
 
-std::optional<at::Tensor> hash_by_kernel(const at::Tensor& q, const at::Tensor& planes) {
+std::optional<at::Tensor> hash_by_kernel(const at::Tensor& q, const at::Tensor& planes, const LshBuckets& buckets) {
 #ifdef TRANSPOOL_CUDA
   if (!q.is_cuda() || q.numel() == 0 || !lsh_hash_takes(q.size(3))) return std::nullopt;
   const c10::cuda::CUDAGuard on_device(q.device());
-  const auto queries = q.stride(3) == 1 ? q.detach() : q.detach().contiguous();
+  const auto queries = readable(q.detach());
   const auto used = planes.contiguous();
   const auto hashes = at::empty({q.size(0), q.size(1), planes.size(1), q.size(2)}, q.options().dtype(at::kInt));
-  auto a = arguments_of(queries, {.rounds = planes.size(1), .buckets = 2 * planes.size(3)});
+  auto a = arguments_of(queries, {.rounds = planes.size(1), .buckets = buckets});
   a.planes = used.const_data_ptr<float>();
   a.hashes = hashes.mutable_data_ptr<std::int32_t>();
   const std::vector<c10::IValue> seen = {queries, used};
@@ -154,7 +158,7 @@ std::optional<at::Tensor> hash_by_kernel(const at::Tensor& q, const at::Tensor& 
   launch(lsh_hash_cuda, a);
   return hashes;
 #else
-  static_cast<void>(q), static_cast<void>(planes);
+  static_cast<void>(q), static_cast<void>(planes), static_cast<void>(buckets);
   return std::nullopt;
 #endif
 }
@@ -162,7 +166,7 @@ std::optional<at::Tensor> hash_by_kernel(const at::Tensor& q, const at::Tensor& 
 bool lsh_kernels_take(const AttentionShape& shape, const LshRounds& rounds) {
 #ifdef TRANSPOOL_CUDA
   return shape.device == at::kCUDA && half_type(shape.dtype) && rounds.chunk <= shape.queries &&
-         lsh_kernels_take(shape.queries, shape.head_width, rounds.rounds, rounds.chunk, rounds.buckets);
+         lsh_kernels_take(shape.queries, shape.head_width, rounds.rounds, rounds.chunk, rounds.buckets.all());
 #else
   static_cast<void>(shape), static_cast<void>(rounds);
   return false;

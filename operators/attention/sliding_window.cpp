@@ -109,20 +109,22 @@ class BandMatrix : public AttentionOperator {
   at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionMask& mask) const override {
     const auto n = q.size(2);
+    const auto row = at::arange(n, q.options().dtype(at::kLong)).unsqueeze(1), key = row.t();
+    auto allowed = ((row - key).abs() <= window_).logical_or(row < global_).logical_or(key < global_);
+    if (mask.causal) allowed = allowed.logical_and(key <= row);
     std::vector<at::Tensor> batch;
     for (std::int64_t b = 0; b < q.size(0); ++b) {
       const auto valid = mask.key_lengths ? (*mask.key_lengths)[b].item<std::int64_t>() : n;
-      std::vector<at::Tensor> rows;
-      for (std::int64_t i = 0; i < n; ++i) {
-        std::vector<std::int64_t> keys;
-        for (std::int64_t j = 0; j < valid; ++j)
-          if ((!mask.causal || j <= i) && (i < global_ || j < global_ || std::abs(i - j) <= window_)) keys.push_back(j);
-        const auto chosen = at::tensor(keys, at::kLong).to(q.device());
-        const auto logits =
-            (k[b].index_select(1, chosen) * q[b].narrow(1, i, 1)).sum(2) / std::sqrt(static_cast<double>(q.size(3)));
-        rows.push_back((logits.softmax(1).unsqueeze(2) * v[b].index_select(1, chosen)).sum(1));
+      const auto barred = allowed.narrow(1, 0, valid).logical_not();
+      std::vector<at::Tensor> heads;
+      for (std::int64_t h = 0; h < q.size(1); ++h) {
+        const auto logits = at::matmul(q[b][h], k[b][h].narrow(0, 0, valid).t()) * std::pow(q.size(3), -0.5);
+        const auto shares = logits.masked_fill(barred, -std::numeric_limits<double>::infinity()).softmax(1);
+        // A row of barred keys alone has no shares.
+        const auto weights = shares.masked_fill(barred.all(1, true), 0);
+        heads.push_back(at::matmul(weights, v[b][h].narrow(0, 0, valid)));
       }
-      batch.push_back(at::stack(rows, 1));
+      batch.push_back(at::stack(heads));
     }
     return at::stack(batch);
   }

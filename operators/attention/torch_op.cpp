@@ -30,6 +30,16 @@ void check_dtypes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                    " are not allowed; allowed: one floating dtype, int64 lengths");
 }
 
+/// Whether the rows of all heads stand together in q (B, h, n, e), as in a view of (B, n, h, e). The output is laid out the
+/// same way, since that is what most operators give and what a layer goes on with.
+bool heads_innermost(const at::Tensor& q) { return q.sym_stride(1).sym_lt(q.sym_stride(2)).guard_bool(__FILE__, __LINE__); }
+
+/// The output in that layout, without a copy where it is so and shares no memory with an input.
+at::Tensor laid_out(const at::Tensor& out, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  if (!heads_innermost(q)) return fresh(out, {q, k, v});
+  return fresh(out.transpose(1, 2), {q, k, v}).transpose(1, 2);
+}
+
 /// Runs the operator where the tensors are; records gradients if autograd does so here.
 at::Tensor run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Optional& lengths, std::string_view name,
                std::string_view options, const Optional& seed) {
@@ -45,7 +55,7 @@ at::Tensor run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, co
         *instance->variant,
         {q.size(0), q.size(1), q.size(2), k.size(2), q.size(3), mask.causal, lengths.has_value(), q.scalar_type()},
         q.is_cpu() ? "cpu" : "cuda");
-    return fresh(instance->op->forward(q, k, v, mask), {q, k, v});
+    return laid_out(instance->op->forward(q, k, v, mask), q, k, v);
   });
 }
 
@@ -83,7 +93,9 @@ at::Tensor attend_seeded_meta(const at::Tensor& q, const at::Tensor& k, const at
   for (const auto& tensor : {q, k, v})
     TORCH_CHECK_VALUE(tensor.dim() == 4, "q, k, v: ", tensor.dim(), " dimensions are not allowed; allowed: (B, h, n, e)");
   check_dtypes(q, k, v, lengths);
-  return at::empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}, q.options());
+  const auto batch = q.sym_size(0), heads = q.sym_size(1), rows = q.sym_size(2), width = v.sym_size(3);
+  if (!heads_innermost(q)) return at::empty_symint({batch, heads, rows, width}, q.options());
+  return at::empty_symint({batch, rows, heads, width}, q.options()).transpose(1, 2);
 }
 
 at::Tensor attend_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Optional& lengths,

@@ -126,6 +126,7 @@ TEST_F(AttentionCuda, SlidingWindowIsItsReference) {
 TEST_F(AttentionCuda, LshIsItsReference) {
   // The buckets are the device's: its products may round another way than the CPU's.
   expect_reference_everywhere({{{"name", "lsh"}, {"bucket", 8}, {"rounds", 1}, {"seed", 1}},
+                               {{"name", "lsh"}, {"bucket", 4}, {"rounds", 2}, {"hash_buckets", 6}, {"seed", 1}},
                                {{"name", "lsh"}, {"bucket", 16}, {"rounds", 3}, {"seed", 1}},
                                {{"name", "lsh"}, {"bucket", 64}, {"seed", 1}}},
                               {1, 2, 17, 77}, at::kCUDA);
@@ -138,20 +139,49 @@ TEST_F(AttentionCuda, LshKernelsAreTheReference) {
         for (const bool masked : {false, true})
           for (const auto& [dtype, layout] :
                {std::pair{at::kBFloat16, "heads"}, {at::kBFloat16, "packed"}, {at::kHalf, "rows"}})
-            expect_reference({{"name", "lsh"}, {"bucket", bucket}, {"rounds", rounds}, {"seed", 1}},
+            expect_reference({{"name", "lsh"}, {"bucket", bucket}, {"rounds", rounds}, {"hash_buckets", 4}, {"seed", 1}},
                              {.n = n, .width = width, .causal = causal, .masked = masked, .dtype = dtype, .layout = layout},
                              at::kCUDA);
 }
 
+/// How far below the largest product of each hash that of the chosen bucket is, q (B, h, n, e) and planes in float64.
+double hash_gap(const at::Tensor& q, const at::Tensor& planes, const LshBuckets& buckets, const at::Tensor& hashes) {
+  const auto projected = at::matmul(q.to(at::kDouble).unsqueeze(2), planes.to(at::kDouble));
+  const auto gap = [&](std::int64_t start, std::int64_t count, const at::Tensor& chosen) {
+    const auto sides = projected.narrow(4, start, count / 2);
+    const auto all = at::cat({sides, -sides}, 4);
+    return (std::get<0>(all.max(4)) - all.gather(4, chosen.unsqueeze(4)).squeeze(4)).max().item<double>();
+  };
+  const auto bucket = hashes.to(at::kLong);
+  const double first = gap(0, buckets.first, at::floor_divide(bucket, buckets.second));
+  return buckets.second == 1 ? first
+                             : std::max(first, gap(buckets.first / 2, buckets.second, bucket.remainder(buckets.second)));
+}
+
 TEST_F(AttentionCuda, LshHashesAsItsProductsDo) {
-  const auto q = at::randn({2, 3, 1000, 64}, at::kCUDA), planes = at::randn({3, 4, 64, 37}, at::kCUDA);
-  const auto hashes = hash_by_kernel(q, planes);
-  ASSERT_TRUE(hashes.has_value());
-  const auto sides = at::matmul(q.to(at::kDouble).unsqueeze(2), planes.to(at::kDouble));
-  const auto all = at::cat({sides, -sides}, 4);
-  const auto chosen = all.gather(4, hashes->to(at::kLong).unsqueeze(4)).squeeze(4);
-  EXPECT_LT((std::get<0>(all.max(4)) - chosen).max().item<double>(), 1e-4);
-  EXPECT_TRUE(at::equal(*hash_by_kernel(q.to(at::kDouble), planes), *hashes));
+  for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat})
+    for (const std::int64_t width : {32, 64, 128})
+      for (const LshBuckets buckets : {LshBuckets{74, 1}, LshBuckets{180, 1}, LshBuckets{6, 34}}) {
+        SCOPED_TRACE(dtype_name(dtype) + " " + std::to_string(width) + " " + std::to_string(buckets.all()));
+        auto planes = at::randn({3, 4, width, buckets.planes()}, at::kCUDA);
+        planes = planes.to(at::kBFloat16).to(at::kHalf).to(at::kFloat);
+        const auto q = at::randn({2, 3, 1001, width}, at::kCUDA).to(dtype);
+        const auto hashes = hash_by_kernel(q, planes, buckets);
+        ASSERT_TRUE(hashes.has_value());
+        EXPECT_LT(hash_gap(q, planes, buckets, *hashes), 1e-4);
+        // Other kernels, another order of the sums: near ties alone may differ.
+        const auto exact = *hash_by_kernel(q.to(at::kDouble), planes, buckets);
+        EXPECT_LT((exact != *hashes).to(at::kDouble).mean().item<double>(), 1e-3);
+        EXPECT_LT(hash_gap(q, planes, buckets, exact), 1e-4);
+      }
+}
+
+TEST_F(AttentionCuda, LshHashesRowsOfZerosToTheFirstBucketAsOnTheCpu) {
+  const auto planes = at::randn({2, 1, 64, 11}).to(at::kBFloat16).to(at::kFloat).cuda();
+  for (const auto dtype : {at::kBFloat16, at::kFloat}) {
+    const auto q = at::zeros({1, 2, 40, 64}, at::TensorOptions(at::kCUDA).dtype(dtype));
+    EXPECT_TRUE((*hash_by_kernel(q, planes, {10, 12}) == 0).all().item<bool>());
+  }
 }
 
 TEST_F(AttentionCuda, WidthsThatFlashDoesNotTakeAreComputedToo) {

@@ -51,6 +51,37 @@ TEST(Lsh, RowsOfOneDirectionFindEachOther) {
   EXPECT_TRUE(close(lsh(8, 4)->forward(q, q, v, {}), v, 1e-4, 1e-4));
 }
 
+TEST(Lsh, MoreBucketsThanOneHashHasArePairsOfTwoHashes) {
+  at::manual_seed(5);
+  // Two hashes of two buckets, the signs of a projection each, are four buckets; their number decides what is sorted.
+  const auto variant = [](std::int64_t most) {
+    const auto selection =
+        attention_registry().select({{"name", "lsh"}, {"bucket", 4}, {"rounds", 2}, {"hash_buckets", most}, {"seed", 1}});
+    return std::pair{selection.variant->make(selection.options), selection.variant->reference(selection.options)};
+  };
+  for (const std::int64_t n : {7, 13, 64, 95}) {
+    const auto q = at::randn({2, 2, n, 4}, at::kDouble), v = at::randn({2, 2, n, 4}, at::kDouble);
+    for (const std::int64_t most : {2, 4, 128}) {
+      const auto [op, reference] = variant(most);
+      EXPECT_TRUE(close(op->forward(q, q, v, {}), reference->forward(q, q, v, {}), 1e-12, 1e-12)) << n << " " << most;
+    }
+  }
+  const auto q = at::randn({1, 1, 64, 4}, at::kDouble);
+  EXPECT_FALSE(at::equal(variant(2).first->forward(q, q, q, {}), variant(128).first->forward(q, q, q, {})));
+}
+
+TEST(Lsh, HashingGrowsWithLessThanTheSquareOfTheLength) {
+  const auto hashing = [](std::int64_t n, std::int64_t most) {
+    const auto selection = attention_registry().select({{"name", "lsh"}, {"bucket", 64}, {"hash_buckets", most}});
+    const auto cost = selection.variant->cost({.queries = n, .keys = n, .head_width = 64}, selection.options);
+    return cost.flops - cost.backward_flops / 2;
+  };
+  EXPECT_EQ(hashing(8192, 128), 8192 * 4 * 64 * 2.0 * 64);
+  // 512 buckets are 24 x 22, of 12 and 11 planes.
+  EXPECT_EQ(hashing(32768, 128), 32768 * 4 * 64 * 2.0 * 23);
+  EXPECT_EQ(hashing(32768, 512), 32768 * 4 * 64 * 2.0 * 256);
+}
+
 TEST(Lsh, WorkGrowsWithTheRoundsAndLinearlyWithTheLength) {
   const auto flops = [](std::int64_t n, std::int64_t rounds) {
     const auto selection = attention_registry().select({{"name", "lsh"}, {"bucket", 64}, {"rounds", rounds}});

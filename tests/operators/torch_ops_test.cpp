@@ -163,6 +163,19 @@ TEST_F(TorchOps, ResultsAreContiguousAndShareNoMemoryWithTheInputs) {
   EXPECT_FALSE(kept.is_alias_of(scores));
 }
 
+TEST_F(TorchOps, AttendLaysItsOutputOutAsQAndSharesNoMemory) {
+  const auto rows = at::randn({3, 12, 2, 4}, at::kDouble), packed = at::randn({3, 12, 3, 2, 4}, at::kDouble);
+  for (const auto* name : {"full", "blockwise", "lsh"}) {
+    for (const auto& q : {rows.transpose(1, 2), packed.select(2, 1).transpose(1, 2)}) {
+      const auto out = attend(q, q, q, std::nullopt, name, "");
+      EXPECT_TRUE(out.transpose(1, 2).is_contiguous()) << name;
+      EXPECT_FALSE(out.is_alias_of(q)) << name;
+    }
+    const auto q = rows.transpose(1, 2).contiguous();
+    EXPECT_TRUE(attend(q, q, q, std::nullopt, name, "").is_contiguous()) << name;
+  }
+}
+
 TEST_F(TorchOps, ASeedGivenAsTensorIsTheOption) {
   const auto one = pool_seeded(x, scores, 4, "noisy_for_test", 1);
   EXPECT_TRUE(

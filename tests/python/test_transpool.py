@@ -55,6 +55,18 @@ class Opcheck(unittest.TestCase):
                 options = json.dumps(options_of(variant))
                 self.check(torch.ops.transpool.attend, (q, k, v, LENGTHS, variant["name"], options))
 
+    def test_attention_passes_on_views_of_rows_and_gives_their_layout(self) -> None:
+        plain = torch.randn(2, 12, 2, 4, dtype=torch.float64)
+        packed = torch.randn(2, 12, 3, 2, 4, dtype=torch.float64)
+        for name in ("full", "blockwise", "sliding_window", "efficient"):
+            for q in (plain.transpose(1, 2), packed[:, :, 1].transpose(1, 2)):
+                with self.subTest(name, strides=q.stride()):
+                    out = torch.ops.transpool.attend(q, q, q, LENGTHS, name, "")
+                    self.assertTrue(out.transpose(1, 2).is_contiguous())
+                    torch.testing.assert_close(out, torch.ops.transpool.attend(*[q.contiguous()] * 3, LENGTHS, name, ""))
+                    inputs = [q.detach().requires_grad_() for _ in range(3)]
+                    self.check(torch.ops.transpool.attend, (*inputs, LENGTHS, name, ""))
+
 
 class Compile(unittest.TestCase):
     def setUp(self) -> None:
