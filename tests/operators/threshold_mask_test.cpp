@@ -180,6 +180,29 @@ TEST_F(ThresholdMasks, AGapAsWideAsTheRiseIsHardWhateverItsLastDigit) {
     }
 }
 
+TEST_F(ThresholdMasks, TiesAtTheCapHaveAGradientOnlyWhereMasksMove) {
+  // Three rows at 1 - e^(-1 / T) / 3: at 0.03 that is 1 to the last digit, and stays so whichever of the scores moves.
+  const std::vector<at::Tensor> scores = {row_of({400, 400, 400, 399, 0.5, -400, -400})};
+  const auto cotangent = at::tensor({0.3, -1.1, 0.7}, at::kDouble).view({1, 3, 1});
+  const auto gradient = [&](double temperature, bool reference) {
+    const Differentiable values = [&, op = make("coordinate_descent", temperature, reference)](
+                                      const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
+      return {op->forward(at::ones({1, 7, 1}, at::kDouble), in[0], 3, std::nullopt).values};
+    };
+    return gradients_of(values, scores, {cotangent})[0];
+  };
+  for (double temperature = 0.02; temperature < 0.1; temperature += 0.002)
+    EXPECT_TRUE(close(gradient(temperature, false), gradient(temperature, true), 1e-9, 1e-10)) << temperature;
+  for (const std::int64_t moved : {0, 1, 2, 3})
+    for (const double by : {1e-6, -1e-6}) {
+      auto there = scores[0].clone();
+      there[0][moved] += by;
+      EXPECT_TRUE(close(masks("coordinate_descent", 0.03, there, 3), at::ones({1, 3}, at::kDouble), 1e-14, 0));
+    }
+  EXPECT_EQ(gradient(0.03, false).abs().max().item<double>(), 0);
+  EXPECT_GT(gradient(0.05, false).abs().max().item<double>(), 1);
+}
+
 TEST_F(ThresholdMasks, TiedScoresShareEvenly) {
   for (const auto& name : family) {
     SCOPED_TRACE(name);
