@@ -100,7 +100,7 @@ Cost hard_topk_cost(const PoolingShape& shape, const Options& options) {
 const RegisterPooling registration({
     {.name = "hard_topk",
      .description = "the k highest rows, unchanged or gated by their scores",
-     .source = "arXiv 2009.05169, section 3: the selection that its pooling relaxes",
+     .source = "arXiv 2009.05169, the selection that its trainable pooling relaxes",
      .options = {{.name = "gradient",
                   .type = OptionType::choice,
                   .fallback = "gated",
