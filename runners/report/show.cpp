@@ -55,17 +55,6 @@ std::string section(const std::string& title, const Json& json) {
   return lines.empty() ? "" : "\n" + title + "\n" + aligned(lines);
 }
 
-std::string axes_text(const Record& record) {
-  std::vector<std::string> parts;
-  for (const auto& [axis, value] : record.axes.items()) parts.push_back(axis + "=" + display_value(value));
-  if (!record.axes.contains("seed")) parts.push_back("seed=" + std::to_string(record.seed));
-  return join(parts, " ");
-}
-
-std::string with_unit(const std::string& figure, const std::string& unit) {
-  return unit.empty() || unit == "1" ? figure : figure + " " + unit;
-}
-
 /// "7.71 to 7.79", with the digits that the figure itself is shown with.
 std::string interval_text(const Summary& summary) {
   if (!summary.interval) return "";
