@@ -1,5 +1,7 @@
 #include "runners/train/adamw.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <map>
 
 namespace transpool {
