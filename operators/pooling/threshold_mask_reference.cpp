@@ -3,6 +3,7 @@
 #include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>

@@ -43,7 +43,7 @@ std::string aligned(const std::vector<Line>& lines) {
 /// Nested objects as dotted keys. An object with a `name` is a variant and stays one value.
 void flatten(const Json& json, const std::string& prefix, std::vector<Line>& lines) {
   for (const auto& [key, value] : json.items()) {
-    const auto path = prefix.empty() ? key : prefix + "." + key;
+    const auto path = prefix.empty() ? key : fmt::format("{}.{}", prefix, key);
     if (value.is_object() && !value.empty() && !value.contains("name")) flatten(value, path, lines);
     else lines.emplace_back(path, display_value(value));
   }

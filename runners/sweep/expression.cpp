@@ -49,7 +49,7 @@ class Reader {
   }
 
   Json comparison() {
-    const auto left = sum();
+    auto left = sum();
     for (const auto* symbol : {"<=", ">=", "==", "!=", "<", ">"})
       if (sign(symbol)) return compare(left, symbol, sum());
     return left;
