@@ -52,7 +52,7 @@ torch::Tensor DecoderLayerImpl::forward_step(const torch::Tensor& x, DecoderLaye
 
 DecoderImpl::DecoderImpl(const DecoderConfig& config) {
   for (std::int64_t i = 0; i < config.layers; ++i)
-    layers_.push_back(register_module(fmt::format("layer{}", i), DecoderLayer(config.layer)));
+    layers_.emplace_back(register_module(fmt::format("layer{}", i), DecoderLayer(config.layer)));
   if (config.layer.pre_norm)
     final_norm_ = register_module("final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({config.layer.width})));
 }

@@ -6,7 +6,7 @@ namespace {
 const RegisterEncoder registration({
     {.name = "blockwise",
      .description = "attention within chunks, no pooling: the paper's baseline",
-     .source = "arXiv 2009.05169, section 2",
+     .source = "arXiv 2009.05169, blockwise baseline",
      .options = {{.name = "chunk",
                   .type = OptionType::integer,
                   .meaning = "rows of one chunk, m; null: the cell's `chunk`",

@@ -28,7 +28,7 @@ std::vector<OptionSpec> options() {
 const RegisterEncoder registration({
     {.name = "deep_pyramidion",
      .description = "pyramidion of 6 layers that halves the length after chosen ones: 8192 to 512 after the first four",
-     .source = "arXiv 2009.05169, section 4 (DeepPyramidion)",
+     .source = "arXiv 2009.05169, DeepPyramidion",
      .options = options()},
     [](EncoderRequest request, const Options& options) {
       apply_pooling_options(request, options);

@@ -18,7 +18,7 @@ std::vector<std::int64_t> block_ends(std::int64_t n, std::int64_t k, std::int64_
 const RegisterEncoder registration({
     {.name = "funnel",
      .description = "full attention in blocks of layers, strided mean pooling by halves between them",
-     .source = "arXiv 2006.03236, section 2.2",
+     .source = "arXiv 2006.03236, Funnel-Transformer",
      .options = {{.name = "pooling",
                   .type = OptionType::variant,
                   .fallback = "strided_mean",

@@ -20,7 +20,7 @@ std::map<std::int64_t, std::int64_t> geometric_schedule(std::int64_t n, std::int
 const RegisterEncoder registration({
     {.name = "power_bert",
      .description = "full attention; after each layer the rows that receive most attention stay",
-     .source = "arXiv 2001.08950, section 3; the widths are given, not learned",
+     .source = "arXiv 2001.08950, PoWER-BERT; the widths are given, not learned",
      .options = {{.name = "pooling",
                   .type = OptionType::variant,
                   .fallback = "column_attention",

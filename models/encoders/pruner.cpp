@@ -27,7 +27,7 @@ std::vector<OptionSpec> options() {
 const RegisterEncoder registration({
     {.name = "pruner",
      .description = "a small Transformer scores the source, its top k rows go to a full Transformer; trained jointly",
-     .source = "arXiv 2106.00479, section 3 (DoT); scores act through the pooling operator, not the task's attention",
+     .source = "arXiv 2106.00479, DoT; scores act through the pooling operator, not the task's attention",
      .options = options()},
     [](EncoderRequest request, const Options& options) {
       apply_pooling_options(request, options);

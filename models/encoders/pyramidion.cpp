@@ -12,7 +12,7 @@ std::vector<OptionSpec> options() {
 const RegisterEncoder registration({
     {.name = "pyramidion",
      .description = "blockwise attention, pooling after each layer",
-     .source = "arXiv 2009.05169, section 3",
+     .source = "arXiv 2009.05169, Pyramidion",
      .options = options()},
     [](EncoderRequest request, const Options& options) {
       apply_pooling_options(request, options);

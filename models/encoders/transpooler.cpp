@@ -6,7 +6,7 @@ namespace {
 const RegisterEncoder registration({
     {.name = "transpooler",
      .description = "blockwise attention, one pooling after the last layer",
-     .source = "arXiv 2009.05169, section 3",
+     .source = "arXiv 2009.05169, Transpooler",
      .options = pooling_encoder_options()},
     [](EncoderRequest request, const Options& options) {
       apply_pooling_options(request, options);

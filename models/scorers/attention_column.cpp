@@ -45,7 +45,7 @@ Cost attention_column_cost(const ScorerShape& shape, const Options&) {
 const RegisterScorer registration({
     {.name = "attention_column",
      .description = "the attention a row receives from all rows, by projections of its own; n x n weights in memory",
-     .source = "arXiv 2001.08950, section 3.2 (significance score)",
+     .source = "arXiv 2001.08950, significance score of PoWER-BERT",
      .options = {{.name = "heads", .type = OptionType::integer, .fallback = 1, .meaning = "attention heads", .minimum = 1}}},
     [](std::int64_t width, const Options& options) {
       return std::make_shared<AttentionColumnScorer>(width, options.integer("heads"));

@@ -22,7 +22,9 @@ Cost linear_cost(const ScorerShape& shape, const Options&) {
 }
 
 const RegisterScorer registration({
-    {.name = "linear", .description = "one linear layer, sigmoid, + 1e-5", .source = "arXiv 2009.05169, section 3"},
+    {.name = "linear",
+     .description = "one linear layer, sigmoid, + 1e-5",
+     .source = "arXiv 2009.05169, the authors' published training commands"},
     [](std::int64_t width, const Options&) { return std::make_shared<LinearScorer>(width); },
     linear_cost,
 });

@@ -36,7 +36,7 @@ Cost mlp_cost(const ScorerShape& shape, const Options& options) {
 const RegisterScorer registration({
     {.name = "mlp",
      .description = "two linear layers with a ReLU between them, sigmoid, + 1e-5",
-     .source = "arXiv 2009.05169, section 3",
+     .source = "the linear scorer of arXiv 2009.05169, with a hidden layer",
      .options = {{.name = "hidden",
                   .type = OptionType::integer,
                   .fallback = 0,

@@ -87,7 +87,7 @@ Cost column_attention_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "column_attention",
      .description = "the k rows that get most attention from all rows, x attending to itself in one head",
-     .source = "PoWER-BERT, arXiv 2001.08950, section 3.2, significance score of its extract layers; control"},
+     .source = "PoWER-BERT, arXiv 2001.08950, significance score of its extract layers; control"},
     [](const Options&) { return std::make_shared<ColumnAttention>(); },
     [](const Options&) { return std::make_shared<ColumnAttentionReference>(); },
     column_attention_cost,

@@ -28,6 +28,7 @@ const RegisterPooling registration(threshold_mask_variant({
     .name = "coordinate_descent",
     .description = "the k highest rows times min(1, e^((s - tau) / T)), masks summing to k",
     .source = "CoLT5, arXiv 2303.09752: the coordinate descent of its router at convergence",
+    .temperature = 0.03,
     .phi = {capped_exponential, capped_exponential_slope, -exponential_reach, 0},
     .reference = {shifted_exponential, threshold},
 }));

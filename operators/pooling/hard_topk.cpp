@@ -1,5 +1,5 @@
 #include "operators/pooling/kept_rows.h"
-#include "operators/pooling/pooling.h"
+#include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
 
 namespace transpool {
@@ -45,34 +45,31 @@ class HardTopkReference : public PoolingOperator {
 
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    std::vector<at::Tensor> values, kept, positions;
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      const auto chosen = at::tensor(best_positions(scores[b], valid, k), scores.options().dtype(at::kLong));
-      const auto missing = k - chosen.size(0);
-      const auto gate = nan_as_lowest(scores[b]).index_select(0, chosen);
-      auto rows = x[b].index_select(0, chosen);
-      const auto factor = at::where(gate.isfinite(), gate, at::where(gate > 0, at::ones_like(gate), at::zeros_like(gate)));
-      if (gradient_ == "gated") rows = rows * factor.to(x.scalar_type()).unsqueeze(1);
-      values.push_back(at::constant_pad_nd(rows, {0, 0, 0, missing}));
-      kept.push_back(at::constant_pad_nd(gate, {0, missing}));
-      positions.push_back(at::constant_pad_nd(chosen, {0, missing}, -1));
-    }
-    return {at::stack(values), at::stack(kept), at::stack(positions)};
+    return pool_by_rows(x, scores, k, lengths,
+                        [this](const auto& rows, const auto& s, auto outputs, auto) { return pool_row(rows, s, outputs); });
   }
 
  private:
-  std::vector<std::int64_t> best_positions(const at::Tensor& scores, std::int64_t valid, std::int64_t k) const {
+  Pooled pool_row(const at::Tensor& rows, const at::Tensor& scores, std::int64_t outputs) const {
+    const auto chosen = at::tensor(best_positions(scores, outputs), scores.options().dtype(at::kLong));
+    const auto gate = nan_as_lowest(scores).index_select(0, chosen);
+    const auto kept = rows.index_select(0, chosen);
+    if (gradient_ != "gated") return {kept, gate, chosen};
+    const auto factor = at::where(gate.isfinite(), gate, at::where(gate > 0, at::ones_like(gate), at::zeros_like(gate)));
+    return {kept * factor.to(rows.scalar_type()).unsqueeze(1), gate, chosen};
+  }
+
+  std::vector<std::int64_t> best_positions(const at::Tensor& scores, std::int64_t outputs) const {
     const auto host = scores.detach().to(at::kCPU, at::kDouble).contiguous();
     std::vector<std::pair<double, std::int64_t>> ranked;
-    for (std::int64_t i = 0; i < valid; ++i) {
+    for (std::int64_t i = 0; i < scores.size(0); ++i) {
       const double score = host.data_ptr<double>()[i];
       ranked.emplace_back(std::isnan(score) ? std::numeric_limits<double>::infinity() : -score, i);
     }
     std::sort(ranked.begin(), ranked.end());
     std::vector<std::int64_t> best;
     for (const auto& [score, position] : ranked)
-      if (static_cast<std::int64_t>(best.size()) < k) best.push_back(position);
+      if (static_cast<std::int64_t>(best.size()) < outputs) best.push_back(position);
     if (keep_order_) std::sort(best.begin(), best.end());
     return best;
   }
@@ -100,7 +97,7 @@ Cost hard_topk_cost(const PoolingShape& shape, const Options& options) {
 const RegisterPooling registration({
     {.name = "hard_topk",
      .description = "the k highest rows, unchanged or gated by their scores",
-     .source = "arXiv 2009.05169, section 3: the selection that its pooling relaxes",
+     .source = "arXiv 2009.05169, the selection that its trainable pooling relaxes",
      .options = {{.name = "gradient",
                   .type = OptionType::choice,
                   .fallback = "gated",

@@ -86,7 +86,7 @@ Cost iterative_softmax_cost(const PoolingShape& shape, const Options& options) {
 const RegisterPooling registration({
     {.name = "iterative_softmax",
      .description = "k softmaxes in a row, after each of which its highest row leaves",
-     .source = "Goyal et al. 2017, arXiv 1708.00111, equation 3 and algorithm 2; baseline of arXiv 2010.15552",
+     .source = "Goyal et al. 2017, arXiv 1708.00111, A Continuous Relaxation of Beam Search; baseline of arXiv 2010.15552",
      .options =
          {{.name = "alpha",
            .type = OptionType::real,
@@ -101,10 +101,9 @@ const RegisterPooling registration({
           {.name = "form",
            .type = OptionType::choice,
            .fallback = "score",
-           .meaning =
-               "what is weighed: softmax(alpha s) of the rows left (gives the published numbers of 2010.15552), "
-               "softmax(-alpha (s - max)^2) of the rows left (its published code), or that of all rows (algorithm 2 of "
-               "1708.00111)",
+           .meaning = "what is weighed: softmax(alpha s) of the rows left (gives the published numbers of 2010.15552), "
+                      "softmax(-alpha (s - max)^2) of the rows left (its published code), or that of all rows "
+                      "(1708.00111)",
            .choices = {"score", "squared_distance", "all_rows"}}}},
     [](const Options& options) { return std::make_shared<IterativeSoftmax>(options); },
     [](const Options& options) { return std::make_shared<IterativeSoftmaxReference>(options); },

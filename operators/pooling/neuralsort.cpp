@@ -82,7 +82,7 @@ Cost neuralsort_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "neuralsort",
      .description = "the first k rows of NeuralSort, by prefix sums instead of pairwise differences",
-     .source = "Grover et al. 2019, arXiv 1903.08850, equation 5",
+     .source = "Grover et al. 2019, arXiv 1903.08850, NeuralSort",
      .options = {{.name = "temperature",
                   .type = OptionType::real,
                   .fallback = 1e-3,

@@ -141,8 +141,8 @@ Cost perturbed_topk_cost(const PoolingShape& shape, const Options& options) {
 const RegisterPooling registration({
     {.name = "perturbed_topk",
      .description = "mean of hard top-k selections under normal noise, with the perturbed maximizer's gradient estimator",
-     .source = "perturbed maximizer of arXiv 2002.08676, y = E[argmax <y, s + sigma Z>], Monte Carlo estimates; arXiv "
-               "2104.03059, section 3",
+     .source = "perturbed maximizer of arXiv 2002.08676, y = E[argmax <y, s + sigma Z>], Monte Carlo estimates; top-k of "
+               "Differentiable Patch Selection, arXiv 2104.03059",
      .options = {{.name = "samples",
                   .type = OptionType::integer,
                   .fallback = 100,

@@ -66,7 +66,7 @@ Cost softsort_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "softsort",
      .description = "the first k rows of SoftSort: softmax of the distances to the i-th highest score",
-     .source = "Prillo and Eisenschlos 2020, arXiv 2006.16038, equation 4",
+     .source = "Prillo and Eisenschlos 2020, arXiv 2006.16038, SoftSort",
      .options = {{.name = "temperature",
                   .type = OptionType::real,
                   .fallback = 1e-3,

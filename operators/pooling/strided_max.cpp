@@ -75,7 +75,7 @@ Cost strided_max_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "strided_max",
      .description = "elementwise maxima of k windows that part the rows evenly, whatever their scores",
-     .source = "Funnel-Transformer, arXiv 2006.03236, section 2.2, max pooling; control"},
+     .source = "Funnel-Transformer, arXiv 2006.03236, max pooling; control"},
     [](const Options&) { return std::make_shared<StridedMax>(); },
     [](const Options&) { return std::make_shared<StridedMaxReference>(); },
     strided_max_cost,

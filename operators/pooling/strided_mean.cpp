@@ -58,7 +58,7 @@ Cost strided_mean_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "strided_mean",
      .description = "means of k windows that part the rows evenly, whatever their scores",
-     .source = "Funnel-Transformer, arXiv 2006.03236, section 2.2, mean pooling; control"},
+     .source = "Funnel-Transformer, arXiv 2006.03236, mean pooling; control"},
     [](const Options&) { return std::make_shared<StridedMean>(); },
     [](const Options&) { return std::make_shared<StridedMeanReference>(); },
     strided_mean_cost,

@@ -58,17 +58,19 @@ class ThresholdMaskFunction : public torch::autograd::Function<ThresholdMaskFunc
     const auto kth = top.narrow(1, k - 1, 1);
     const auto next = k < scores.size(1) ? top.narrow(1, k, 1) : at::full_like(kth, lowest);
     // True also where there is no next score.
-    const auto hard = (next > kth - hard_gap(phi, temperature)).logical_not_();
+    const auto wide_gap = (next > kth - hard_gap(phi, temperature)).logical_not_();
 
     // Relative to the k-th score, so that scores far from 0 lose no digits.
     const auto z = (scores - kth) / temperature;
     const auto lower = at::full_like(kth, -phi.one);
-    const auto upper = at::where(hard, lower, (next - kth) / temperature - phi.zero);
+    const auto upper = at::where(wide_gap, lower, (next - kth) / temperature - phi.zero);
     const auto shifted = z - solve_threshold(z, k, lower, upper, phi);
+    const auto masks = phi.value(shifted);
     const auto kept = ((scores >= kth) & (scores > lowest)).to(at::kDouble);
+    const auto hard = wide_gap | ((masks - kept).abs().amax(1, /*keepdim=*/true) < nearly_hard);
     context->save_for_backward({phi.slope(shifted).masked_fill_(hard, 0)});
     context->saved_data["temperature"] = temperature;
-    return at::where(hard, kept, phi.value(shifted));
+    return at::where(hard, kept, masks);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {

@@ -138,6 +138,8 @@ __device__ Solution solve(const ThresholdMaskArguments& a, const Segment<T>& s, 
     last = abs(move);
     threshold += move;
   }
+  const double least_kept = Phi::at(-threshold).value, most_left = Phi::at((next - kth) * per_temperature - threshold).value;
+  if (1 - least_kept < nearly_hard && most_left < nearly_hard) return {kth, 0, 0};
   return {kth, threshold, slope};
 }
 

@@ -20,7 +20,8 @@ inline constexpr double exponential_reach = 45;
 /// `bounded_scores` takes them. tau is found by a fixed number of bisections and Newton steps, without a look at the
 /// values from the host, in O(B n) memory. Differentiable in the scores through the implicit function theorem:
 /// ds_i = phi'_i (g_i - sum_j phi'_j g_j / sum_j phi'_j) / T. Masks are exactly 0 and 1, with gradient 0, where
-/// length <= k or where phi's rise fits into the gap behind the k-th score.
+/// length <= k, where phi's rise fits into the gap behind the k-th score, or where all of them are within `nearly_hard` of
+/// 0 and 1.
 at::Tensor threshold_mask(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths,
                           double temperature, const MaskFunction& phi);
 

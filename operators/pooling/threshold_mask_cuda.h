@@ -7,6 +7,10 @@
 
 namespace transpool {
 
+/// Masks that are all this near to 0 and 1 are hard. Where scores tie at a cap, their slopes would else hang on the last
+/// digits of tau, and be those of a piece narrower than the scores' own rounding.
+inline constexpr double nearly_hard = 1e-11;
+
 /// Device pointers and numbers of one pass over masks phi((s - tau) / T) of scored rows, with sum k = slots.
 struct ThresholdMaskArguments {
   RowSelectionArguments rows;  ///< scores, lengths, sizes, positions; in the forward pass also the kept scores

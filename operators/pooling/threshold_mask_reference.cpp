@@ -1,7 +1,9 @@
 #include "operators/pooling/threshold_mask_reference.h"
 
+#include "operators/pooling/pool_by_rows.h"
 #include "operators/pooling/selection.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -12,11 +14,11 @@
 namespace transpool {
 namespace {
 
-/// Positions of one row's valid scores by falling score, ties by position, NaN as -inf.
-std::vector<std::int64_t> ranked_positions(const at::Tensor& scores, std::int64_t valid) {
+/// Positions of one row's scores by falling score, ties by position, NaN as -inf.
+std::vector<std::int64_t> ranked_positions(const at::Tensor& scores) {
   const auto host = nan_as_lowest(scores.detach().to(at::kCPU, at::kDouble)).contiguous();
   const double* value = host.data_ptr<double>();
-  std::vector<std::int64_t> ranked(static_cast<std::size_t>(valid));
+  std::vector<std::int64_t> ranked(static_cast<std::size_t>(host.numel()));
   std::iota(ranked.begin(), ranked.end(), 0);
   std::stable_sort(ranked.begin(), ranked.end(), [&](std::int64_t a, std::int64_t b) { return value[a] > value[b]; });
   return ranked;
@@ -29,28 +31,24 @@ class ThresholdMaskReference : public PoolingOperator {
 
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
-    check_pooling_arguments(x, scores, k, lengths);
-    std::vector<at::Tensor> values, kept, positions;
-    for (std::int64_t b = 0; b < x.size(0); ++b) {
-      const auto valid = lengths ? (*lengths)[b].item<std::int64_t>() : x.size(1);
-      const auto ranked = ranked_positions(scores[b], valid);
-      auto best = std::vector<std::int64_t>(ranked.begin(), ranked.begin() + std::min(k, valid));
-      if (keep_order_) std::sort(best.begin(), best.end());
-      const auto chosen = at::tensor(best, scores.options().dtype(at::kLong));
-      const auto missing = k - chosen.size(0);
-      auto rows = x[b].index_select(0, chosen);
-      if (k < valid) {
-        const auto mask = masks(bounded_scores(scores[b]).narrow(0, 0, valid).to(at::kDouble), ranked, k);
-        rows = rows * mask.index_select(0, chosen).to(x.scalar_type()).unsqueeze(1);
-      }
-      values.push_back(at::constant_pad_nd(rows, {0, 0, 0, missing}));
-      kept.push_back(at::constant_pad_nd(nan_as_lowest(scores[b]).index_select(0, chosen), {0, missing}));
-      positions.push_back(at::constant_pad_nd(chosen, {0, missing}, -1));
-    }
-    return {at::stack(values), at::stack(kept), at::stack(positions)};
+    return pool_by_rows(x, scores, k, lengths,
+                        [this](const auto& rows, const auto& s, auto outputs, auto) { return pool_row(rows, s, outputs); });
   }
 
  private:
+  Pooled pool_row(const at::Tensor& rows, const at::Tensor& scores, std::int64_t outputs) const {
+    const auto ranked = ranked_positions(scores);
+    auto best = std::vector<std::int64_t>(ranked.begin(), ranked.begin() + outputs);
+    if (keep_order_) std::sort(best.begin(), best.end());
+    const auto chosen = at::tensor(best, scores.options().dtype(at::kLong));
+    auto kept = rows.index_select(0, chosen);
+    if (outputs < scores.size(0)) {
+      const auto mask = masks(bounded_scores(scores).to(at::kDouble), ranked, outputs);
+      kept = kept * mask.index_select(0, chosen).to(rows.scalar_type()).unsqueeze(1);
+    }
+    return {kept, nan_as_lowest(scores).index_select(0, chosen), chosen};
+  }
+
   /// Masks of one row's scores, k < their number.
   at::Tensor masks(const at::Tensor& scores, const std::vector<std::int64_t>& ranked, std::int64_t k) const {
     const auto host = scores.detach().to(at::kCPU).contiguous();

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <iostream>
 
 namespace transpool {
 namespace {
@@ -103,11 +104,7 @@ void let_threads_sleep(char** values) {
   execv("/proc/self/exe", values);
 }
 
-}  // namespace
-}  // namespace transpool
-
-int main(int count, char** values) {
-  using namespace transpool;
+int run_benchmarks(int count, char** values) {
   let_threads_sleep(values);
   benchmark::Initialize(&count, values);
   if (benchmark::ReportUnrecognizedArguments(count, values)) return 2;
@@ -120,4 +117,16 @@ int main(int count, char** values) {
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
+}
+
+}  // namespace
+}  // namespace transpool
+
+int main(int count, char** values) {
+  try {
+    return transpool::run_benchmarks(count, values);
+  } catch (const std::exception& error) {
+    std::cerr << "transpool_benchmark: " << error.what() << "\n";
+    return 1;
+  }
 }

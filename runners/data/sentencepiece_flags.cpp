@@ -3,5 +3,6 @@
 // program's first TorchScript call waited for ever. This library is found before either and has room for the larger one;
 // libc10 itself does no more than store a parsed command-line flag there.
 extern "C" {
+// NOLINTNEXTLINE(readability-identifier-naming): the libraries' name for it.
 [[gnu::visibility("default")]] alignas(16) char FLAGS_minloglevel[64] = {};
 }

@@ -2,6 +2,8 @@
 
 #include "runners/measure/timing.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <map>
 
 namespace transpool {

@@ -17,32 +17,84 @@ namespace transpool {
 #ifdef TRANSPOOL_CUDA
 namespace {
 
-/// Lends the default generator a state of its own: a capture that fails would leave it refusing to draw.
+/// Lends the default generator a copy of its state, since a capture that fails leaves its own refusing to draw. What was
+/// lent is taken back unless it is kept, as it must be by who replays the graph: the graph draws from it.
 class LentGenerator {
  public:
   explicit LentGenerator(const at::Device& device)
       : generator_(at::cuda::detail::getDefaultCUDAGenerator(device.index())), before_(generator_.graphsafe_get_state()) {
-    generator_.graphsafe_set_state(at::cuda::detail::createCUDAGenerator(device.index()).graphsafe_get_state());
+    generator_.graphsafe_set_state(generator_.clone());
   }
-  ~LentGenerator() { generator_.graphsafe_set_state(before_); }
+  ~LentGenerator() {
+    if (!kept_) generator_.graphsafe_set_state(before_);
+  }
   LentGenerator(const LentGenerator&) = delete;
   LentGenerator& operator=(const LentGenerator&) = delete;
 
+  void keep() { kept_ = true; }
+
  private:
   at::Generator generator_, before_;
+  bool kept_ = false;
 };
+
+/// A capture whose end failed late has taken some steps of cleaning up itself, which the allocators refuse to repeat.
+void unless_done(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const c10::Error&) {
+    return;  // why the capture failed is what the caller must hear
+  }
+}
 
 /// Takes the stream out of a capture that did not come to its end, and both allocators out of the graph's pool: they ask the
 /// graph which streams it captures, and it is about to go.
-void abandon_capture(const c10::cuda::CUDAStream& stream, const at::Device& device, c10::MempoolId_t pool) {
+void abandon_capture(const c10::cuda::CUDAStream& stream, c10::MempoolId_t pool) {
   cudaGraph_t graph = nullptr;
   if (cudaStreamEndCapture(stream.stream(), &graph) == cudaSuccess && graph != nullptr) cudaGraphDestroy(graph);
   (void)cudaGetLastError();  // what the failed calls left behind must not fail the next launch
-  c10::cuda::CUDACachingAllocator::endAllocateToPool(device.index(), pool);
-  c10::cuda::CUDACachingAllocator::releasePool(device.index(), pool);
+  const auto device = stream.device_index();
   auto* const pinned = at::getHostAllocator(at::kCUDA);
-  pinned->end_allocate_to_pool(pool);
-  pinned->release_pool(pool);
+  unless_done([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(device, pool); });
+  unless_done([&] { c10::cuda::CUDACachingAllocator::releasePool(device, pool); });
+  unless_done([&] { pinned->end_allocate_to_pool(pool); });
+  unless_done([&] { pinned->release_pool(pool); });
+}
+
+/// Captures `run` on the current stream, which is not the default one: capturing is refused there. Where that fails, stream
+/// and allocators are as before.
+void capture(at::cuda::CUDAGraph& graph, const std::function<void()>& run, const at::Device& device) {
+  const auto stream = c10::cuda::getCurrentCUDAStream(device.index());
+  const auto pool = at::cuda::graph_pool_handle();
+  graph.capture_begin(pool);
+  try {
+    run();
+    graph.capture_end();
+  } catch (...) {
+    abandon_capture(stream, pool);
+    throw;
+  }
+}
+
+std::function<void()> captured_on_cuda(const std::function<void()>& run, const at::Device& device) {
+  auto graph = std::make_shared<at::cuda::CUDAGraph>();
+  synchronize(device);
+  {
+    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index()));
+    for (int i = 0; i < 3; ++i) run();
+    synchronize(device);
+    LentGenerator lent(device);
+    try {
+      capture(*graph, run, device);
+    } catch (const c10::OutOfMemoryError&) {
+      throw;
+    } catch (const c10::Error& error) {
+      throw std::runtime_error(capture_failure(error) + "; with timing.graph false it is timed as it is launched");
+    }
+    lent.keep();
+  }
+  synchronize(device);
+  return [graph] { graph->replay(); };
 }
 
 void add_nodes(cudaGraph_t graph, Launches& found) {
@@ -67,21 +119,15 @@ void add_nodes(cudaGraph_t graph, Launches& found) {
 Launches count_on_cuda(const std::function<void()>& run, const at::Device& device) {
   Launches found;
   synchronize(device);
-  const auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index());
-  const c10::cuda::CUDAStreamGuard guard(stream);
+  const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index()));
   const LentGenerator lent(device);
   run();
   synchronize(device);
-  const auto pool = at::cuda::graph_pool_handle();
   at::cuda::CUDAGraph graph(/*keep_graph=*/true);
-  graph.capture_begin(pool);
   try {
-    run();
-    graph.capture_end();
+    capture(graph, run, device);
   } catch (const std::exception& error) {
-    abandon_capture(stream, device, pool);
-    const std::string text = error.what();
-    found.reason = "the pass cannot be captured: " + text.substr(0, text.find('\n'));
+    found.reason = capture_failure(error);
     return found;
   }
   add_nodes(graph.raw_cuda_graph(), found);
@@ -91,24 +137,15 @@ Launches count_on_cuda(const std::function<void()>& run, const at::Device& devic
 }  // namespace
 #endif
 
+std::string capture_failure(const std::exception& error) {
+  const std::string text = error.what();
+  return "the pass cannot be captured as a CUDA graph: " + text.substr(0, text.find('\n'));
+}
+
 std::function<void()> captured([[maybe_unused]] const std::function<void()>& run,
                                [[maybe_unused]] const at::Device& device) {
 #ifdef TRANSPOOL_CUDA
-  if (device.is_cuda()) {
-    auto graph = std::make_shared<at::cuda::CUDAGraph>();
-    synchronize(device);
-    {
-      // Capturing is refused on the default stream.
-      const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index()));
-      for (int i = 0; i < 3; ++i) run();
-      synchronize(device);
-      graph->capture_begin();
-      run();
-      graph->capture_end();
-    }
-    synchronize(device);
-    return [graph] { graph->replay(); };
-  }
+  if (device.is_cuda()) return captured_on_cuda(run, device);
 #endif
   throw Unsupported("timing.graph needs a CUDA device and a build with CUDA");
 }

@@ -4,7 +4,7 @@ namespace transpool {
 
 at::Tensor draw_scores(const std::string& distribution, std::int64_t batch, std::int64_t n,
                        const at::TensorOptions& options) {
-  const auto uniform = at::rand({batch, n}, options);
+  auto uniform = at::rand({batch, n}, options);
   if (distribution == "uniform") return uniform;
   if (distribution == "gaussian") return at::randn({batch, n}, options);
   if (distribution == "near_ties") return 0.5 + 1e-4 * uniform;

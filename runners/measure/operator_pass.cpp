@@ -2,6 +2,7 @@
 
 #include "runners/measure/operator_inputs.h"
 
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 

@@ -4,6 +4,7 @@
 #include "runners/measure/operator_inputs.h"
 #include "runners/rouge/bootstrap.h"
 
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 

@@ -10,21 +10,13 @@
 namespace transpool {
 namespace {
 
-std::string axes_text(const Record& record) {
-  std::vector<std::string> parts;
-  for (const auto& [axis, value] : record.axes.items()) parts.push_back(axis + "=" + display_value(value));
-  if (!record.axes.contains("seed")) parts.push_back("seed=" + std::to_string(record.seed));
-  return join(parts, " ");
-}
-
 std::string change_text(double relative) {
   if (!std::isfinite(relative)) return std::isnan(relative) ? "" : relative > 0 ? "+inf" : "-inf";
   return relative == 0 ? "0 %" : fmt::format("{:+.{}f} %", 100 * relative, std::abs(relative) < 0.1 ? 2 : 1);
 }
 
 std::string figure_text(const Summary& summary) {
-  const auto text = display_with_interval(summary.value, summary.interval);
-  return summary.unit.empty() || summary.unit == "1" ? text : text + " " + summary.unit;
+  return with_unit(display_with_interval(summary.value, summary.interval), summary.unit);
 }
 
 /// What became of a cell that is not ok on both sides.

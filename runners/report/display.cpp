@@ -85,6 +85,17 @@ std::string display_with_interval(double value, const std::optional<std::pair<do
   return figure.value + (figure.half.empty() ? "" : " ± " + figure.half);
 }
 
+std::string with_unit(const std::string& figure, const std::string& unit) {
+  return unit.empty() || unit == "1" ? figure : figure + " " + unit;
+}
+
+std::string axes_text(const Record& record) {
+  std::vector<std::string> parts;
+  for (const auto& [axis, value] : record.axes.items()) parts.push_back(axis + "=" + display_value(value));
+  if (!record.axes.contains("seed")) parts.push_back("seed=" + std::to_string(record.seed));
+  return join(parts, " ");
+}
+
 std::size_t display_width(std::string_view text) {
   std::size_t width = 0;
   for (std::size_t at = 0; at < text.size();) width += character_width(next_character(text, at));

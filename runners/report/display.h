@@ -1,6 +1,6 @@
 #pragma once
 
-#include "operators/error.h"
+#include "runners/report/record.h"
 
 #include <optional>
 #include <string>
@@ -23,6 +23,12 @@ DisplayedFigure display_figure(double value, const std::optional<std::pair<doubl
 
 /// "12.34 ± 0.05", or the value alone.
 std::string display_with_interval(double value, const std::optional<std::pair<double, double>>& interval);
+
+/// The figure with its unit, if it has one.
+std::string with_unit(const std::string& figure, const std::string& unit);
+
+/// "pooling=hard_topk batch=4 seed=0": what the record measured.
+std::string axes_text(const Record& record);
 
 /// Terminal columns that UTF-8 text takes: combining marks count 0, East Asian wide characters and emoji 2.
 std::size_t display_width(std::string_view text);

@@ -43,7 +43,7 @@ std::string aligned(const std::vector<Line>& lines) {
 /// Nested objects as dotted keys. An object with a `name` is a variant and stays one value.
 void flatten(const Json& json, const std::string& prefix, std::vector<Line>& lines) {
   for (const auto& [key, value] : json.items()) {
-    const auto path = prefix.empty() ? key : prefix + "." + key;
+    const auto path = prefix.empty() ? key : fmt::format("{}.{}", prefix, key);
     if (value.is_object() && !value.empty() && !value.contains("name")) flatten(value, path, lines);
     else lines.emplace_back(path, display_value(value));
   }
@@ -53,17 +53,6 @@ std::string section(const std::string& title, const Json& json) {
   std::vector<Line> lines;
   flatten(json, "", lines);
   return lines.empty() ? "" : "\n" + title + "\n" + aligned(lines);
-}
-
-std::string axes_text(const Record& record) {
-  std::vector<std::string> parts;
-  for (const auto& [axis, value] : record.axes.items()) parts.push_back(axis + "=" + display_value(value));
-  if (!record.axes.contains("seed")) parts.push_back("seed=" + std::to_string(record.seed));
-  return join(parts, " ");
-}
-
-std::string with_unit(const std::string& figure, const std::string& unit) {
-  return unit.empty() || unit == "1" ? figure : figure + " " + unit;
 }
 
 /// "7.71 to 7.79", with the digits that the figure itself is shown with.

@@ -307,7 +307,7 @@ std::string print_markdown(const Table& table) {
   for (auto& line : lines) line = markdown(line);
   // Ids in footnotes must not read as links, so each is code.
   auto footnotes = grid.footnotes;
-  for (auto& line : footnotes) line = "`" + line + "`";
+  for (auto& line : footnotes) line = fmt::format("`{}`", line);
   text += section("Records:\n\n", footnotes, "- ") + section("Not ok:\n\n", lines, "- ");
   for (const auto& note : table.notes) text += "\n" + markdown(note) + "\n";
   return text;
@@ -356,8 +356,9 @@ void csv_heads(std::vector<std::string>& line, const Table& table, std::size_t c
   const auto lead = table.column_axis.empty() ? "" : table.column_axis + "=" + column_label(table, column) + " ";
   for (const auto& metric : table.metrics) {
     const auto unit = metric.unit.empty() || metric.unit == "1" ? "" : " (" + metric.unit + ")";
-    line.push_back(lead + metric.name + unit);
-    for (const auto* part : {" low", " high", " ratio", " verdict"}) line.push_back(lead + metric.name + part);
+    line.push_back(fmt::format("{}{}{}", lead, metric.name, unit));
+    for (const auto* part : {" low", " high", " ratio", " verdict"})
+      line.push_back(fmt::format("{}{}{}", lead, metric.name, part));
   }
   for (const auto* part : {"status", "ok", "records"}) line.push_back(lead + part);
 }

@@ -119,14 +119,14 @@ void strip_plural(std::string& word) {
 
 /// After -ed or -ing was taken off: gives back the e that the spelling dropped, or takes one of two equal consonants.
 void mend_ending(std::string& stem) {
-  const char last = stem.back();
-  if (stem.ends_with("at") || stem.ends_with("bl") || stem.ends_with("iz")) {
-    stem += 'e';
-  } else if (ends_in_double_consonant(stem)) {
+  const bool dropped = stem.ends_with("at") || stem.ends_with("bl") || stem.ends_with("iz");
+  if (!dropped && ends_in_double_consonant(stem)) {
+    const char last = stem.back();
     if (last != 'l' && last != 's' && last != 'z') stem.pop_back();
-  } else if (const auto shape = shape_of(stem); shape.measure == 1 && shape.ends_short) {
-    stem += 'e';
+    return;
   }
+  const auto shape = shape_of(stem);
+  if (dropped || (shape.measure == 1 && shape.ends_short)) stem += 'e';
 }
 
 void strip_past_and_participle(std::string& word) {

@@ -49,7 +49,7 @@ class Reader {
   }
 
   Json comparison() {
-    const auto left = sum();
+    auto left = sum();
     for (const auto* symbol : {"<=", ">=", "==", "!=", "<", ">"})
       if (sign(symbol)) return compare(left, symbol, sum());
     return left;
@@ -105,7 +105,7 @@ class Reader {
   Json quoted() {
     const auto end = text_.find(text_[at_], at_ + 1);
     if (end == std::string::npos) refuse("a closing quote");
-    const auto value = text_.substr(at_ + 1, end - at_ - 1);
+    auto value = text_.substr(at_ + 1, end - at_ - 1);
     at_ = end + 1;
     return value;
   }

@@ -24,7 +24,7 @@ class RunFolder {
   RunFolder& operator=(const RunFolder&) = delete;
 
   const Record* find(const std::string& id) const;
-  void add(const Record& record);
+  void add(const Record& measured);
   const Report& report() const { return report_; }
 
  private:

@@ -1,5 +1,7 @@
 #include "runners/train/adamw.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <map>
 
 namespace transpool {
@@ -43,7 +45,7 @@ Lists lists_of(const std::vector<at::Tensor>& parameters,
 }  // namespace
 
 torch::Tensor AdamW::step(LossClosure closure) {
-  const at::Tensor loss = closure ? closure() : at::Tensor();
+  at::Tensor loss = closure ? closure() : at::Tensor();
   const at::NoGradGuard no_gradient;
   for (const auto& group : param_groups()) {
     const auto& options = static_cast<const torch::optim::AdamWOptions&>(group.options());

@@ -3,6 +3,7 @@
 #include "runners/measure/cuda_graph.h"
 #include "runners/measure/level.h"
 #include "runners/measure/memory.h"
+#include "tests/operators/variants.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -14,6 +15,7 @@ namespace transpool {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 class LaunchesCuda : public testing::Test {
  protected:
@@ -51,6 +53,47 @@ TEST_F(LaunchesCuda, APassThatWaitsForTheDeviceHasAReasonAndSpoilsNothing) {
         at::ones({1 << 20}, at::TensorOptions().pinned_memory(true)).to(device_, /*non_blocking=*/true).all().item<bool>());
     EXPECT_EQ(count_launches([&] { a.add_(1); }, device_).kernels, 1);
   }
+}
+
+TEST_F(LaunchesCuda, ACaptureThatFailsSaysWhyAndSpoilsNothing) {
+  const auto a = at::rand({16}, device_);
+  for (int time = 0; time < 2; ++time) {
+    at::manual_seed(1);
+    const auto expected = at::rand({100}, device_);
+    at::manual_seed(1);
+    EXPECT_THAT(message_of([&] { captured([&] { a.sum().item<float>(); }, device_); }),
+                testing::AllOf(HasSubstr("cannot be captured"), HasSubstr("timing.graph"), Not(HasSubstr("\n"))));
+    EXPECT_TRUE(at::equal(at::rand({100}, device_), expected)) << "the generator";
+    EXPECT_TRUE(
+        at::ones({1 << 20}, at::TensorOptions().pinned_memory(true)).to(device_, /*non_blocking=*/true).all().item<bool>());
+    const auto b = at::zeros({16}, device_);
+    captured([&] { b.add_(1); }, device_)();
+    EXPECT_EQ(b.sum().item<float>(), 16 * 4) << "three warm-ups and one replay";
+  }
+}
+
+TEST_F(LaunchesCuda, WhatARunThrowsItselfIsNotTheCaptures) {
+  int runs = 0;
+  const auto fail = [&] {
+    if (++runs == 4) throw Unsupported("no such shape");
+  };
+  EXPECT_EQ(message_of([&] { captured(fail, device_); }), "no such shape");
+  EXPECT_EQ(count_launches([&] { at::rand({4}, device_); }, device_).reason, "");
+}
+
+TEST_F(LaunchesCuda, AGraphDrawsOtherNumbersInEachReplay) {
+  at::Tensor drawn;
+  const auto replay = captured([&] { drawn = at::rand({100}, device_); }, device_);
+  replay();
+  const auto first = drawn.clone();
+  replay();
+  EXPECT_FALSE(at::equal(drawn, first));
+  at::manual_seed(1);
+  replay();
+  const auto seeded = drawn.clone();
+  at::manual_seed(1);
+  replay();
+  EXPECT_TRUE(at::equal(drawn, seeded));
 }
 
 TEST_F(LaunchesCuda, CountingDrawsNoNumbersOfTheCallers) {

@@ -1,33 +1,12 @@
 #pragma once
 
-#include "operators/pooling/pooling.h"
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/poolings.h"
 
 namespace transpool {
 
-inline Selection<PoolingVariant> selected(const Json& value) { return pooling_registry().select(value); }
-
-inline std::shared_ptr<const PoolingOperator> pooling(const Json& value) {
-  const auto selection = selected(value);
-  return selection.variant->make(selection.options);
-}
-
-inline at::Tensor lengths_of(const std::vector<std::int64_t>& lengths) { return at::tensor(lengths, at::kLong); }
-
-inline Differentiable pooled_by(std::shared_ptr<const PoolingOperator> op, std::int64_t k,
-                                const std::optional<at::Tensor>& lengths) {
-  return [=](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-    const auto pooled = op->forward(in[0], in[1], k, lengths);
-    return {pooled.values, pooled.scores};
-  };
-}
-
-/// The weights (B, k, n) of a mixture: what it makes of the unit vectors.
 inline at::Tensor weights_of(const Json& value, const at::Tensor& scores, std::int64_t k,
                              const std::optional<at::Tensor>& lengths = std::nullopt) {
-  const auto n = scores.size(1);
-  return pooling(value)->forward(at::eye(n, scores.options()).expand({scores.size(0), n, n}), scores, k, lengths).values;
+  return weights_of(*pooling(value), scores, k, lengths);
 }
 
 /// Values, scores, positions and gradients are those of the reference and of finite differences, with and without lengths.
@@ -62,8 +41,7 @@ inline void expect_right(const Json& value) {
 }
 
 /// Mean over the outputs of hard top-k of the best cosine with an output of the operator, on uniform scores in [0, 1] and
-/// rows in
-/// [-1, 1]^32, as the benchmark of arXiv 2010.15552 takes it.
+/// rows in [-1, 1]^32, as the benchmark of arXiv 2010.15552 takes it.
 inline double closeness_to_hard_topk(const Json& value, std::int64_t n, std::int64_t k, std::int64_t batch) {
   const auto x = at::rand({batch, n, 32}) * 2 - 1;
   const auto scores = at::rand({batch, n});

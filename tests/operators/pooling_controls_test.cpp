@@ -1,8 +1,6 @@
-#include "operators/pooling/pooling.h"
 #include "operators/pooling/strided_windows.h"
 
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/poolings.h"
 
 #include <cmath>
 #include <limits>
@@ -14,14 +12,11 @@ using Lengths = std::optional<at::Tensor>;
 
 const std::vector<std::string> controls = {"random_topk", "first_k", "strided_mean", "strided_max", "column_attention"};
 
-at::Tensor lengths_of(const std::vector<std::int64_t>& lengths) { return at::tensor(lengths, at::kLong); }
-
 at::Tensor column_of(const std::vector<double>& values) { return at::tensor(values, at::kDouble).view({1, -1, 1}); }
 
 std::shared_ptr<const PoolingOperator> make(Json value, bool reference = false) {
   if (value["name"] == "random_topk" && !value.contains("seed")) value["seed"] = 1;
-  const auto selection = pooling_registry().select(value);
-  return reference ? selection.variant->reference(selection.options) : selection.variant->make(selection.options);
+  return pooling(value, reference);
 }
 
 Differentiable values_of_rows(const std::string& name, std::int64_t k, const Lengths& lengths, bool reference = false) {

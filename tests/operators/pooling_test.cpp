@@ -1,7 +1,4 @@
-#include "operators/pooling/pooling.h"
-
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/poolings.h"
 
 #include <gmock/gmock.h>
 
@@ -51,28 +48,24 @@ std::vector<Instance> instances() {
   return all;
 }
 
-std::shared_ptr<const PoolingOperator> make(const Json& value) {
-  const auto selection = pooling_registry().select(value);
-  return selection.variant->make(selection.options);
-}
-
-at::Tensor lengths_of(const std::vector<std::int64_t>& lengths) { return at::tensor(lengths, at::kLong); }
-
 at::Tensor random_scores(std::int64_t batch, std::int64_t n, at::ScalarType dtype = at::kDouble) {
   return at::rand({batch, n}, dtype);
-}
-
-Differentiable as_function(const PoolingOperator& op, std::int64_t k, const Lengths& lengths) {
-  return [&op, k, lengths](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-    const auto pooled = op.forward(in[0], in[1], k, lengths);
-    return {pooled.values, pooled.scores};
-  };
 }
 
 void expect_same(const Pooled& a, const Pooled& b, double tolerance) {
   EXPECT_TRUE(close(a.values, b.values, tolerance, tolerance)) << "values";
   EXPECT_TRUE(close(a.scores, b.scores, tolerance, tolerance)) << "scores";
   EXPECT_TRUE(at::equal(a.positions, b.positions)) << "positions\n" << a.positions << "\nreference\n" << b.positions;
+}
+
+void expect_gradients_of_reference(const Instance& instance, const std::vector<at::Tensor>& inputs, std::int64_t k,
+                                   const Lengths& lengths) {
+  const auto op = pooled_by(instance.op, k, lengths);
+  const auto cotangents = cotangents_for(op, inputs);
+  const auto found = gradients_of(op, inputs, cotangents);
+  const auto expected = gradients_of(pooled_by(instance.reference, k, lengths), inputs, cotangents);
+  EXPECT_TRUE(close(found[0], expected[0], 1e-9, 1e-10)) << "gradient of x";
+  EXPECT_TRUE(close(found[1], expected[1], 1e-9, 1e-10)) << "gradient of the scores";
 }
 
 std::vector<Lengths> lengths_to_try(std::int64_t batch, const Case& c) {
@@ -113,12 +106,7 @@ TEST_F(Pooling, EveryVariantHasTheGradientOfItsReference) {
       for (const auto& lengths : lengths_to_try(3, c)) {
         SCOPED_TRACE(instance.label + " n " + std::to_string(c.n) + " k " + std::to_string(c.k));
         const std::vector<at::Tensor> inputs = {at::randn({3, c.n, 4}, at::kDouble), random_scores(3, c.n)};
-        const auto op = as_function(*instance.op, c.k, lengths);
-        const auto cotangents = cotangents_for(op, inputs);
-        const auto found = gradients_of(op, inputs, cotangents);
-        const auto expected = gradients_of(as_function(*instance.reference, c.k, lengths), inputs, cotangents);
-        EXPECT_TRUE(close(found[0], expected[0], 1e-9, 1e-10)) << "x";
-        EXPECT_TRUE(close(found[1], expected[1], 1e-9, 1e-10)) << "scores";
+        expect_gradients_of_reference(instance, inputs, c.k, lengths);
       }
     }
   }
@@ -131,7 +119,7 @@ TEST_F(Pooling, GradientsMatchFiniteDifferences) {
       if (!instance.fits(c)) continue;
       SCOPED_TRACE(instance.label + " n " + std::to_string(c.n));
       const Lengths lengths = c.n == 7 ? Lengths(lengths_of({7, 3})) : std::nullopt;
-      EXPECT_TRUE(gradients_match_differences(as_function(*instance.op, c.k, lengths),
+      EXPECT_TRUE(gradients_match_differences(pooled_by(instance.op, c.k, lengths),
                                               {at::randn({2, c.n, 2}, at::kDouble), random_scores(2, c.n)}));
     }
   }
@@ -177,7 +165,7 @@ TEST_F(Pooling, PaddedRowsNeverLeakWhateverTheyHold) {
                     instance.op->forward(x, scores, c.k, lengths), 0);
 
         if (!instance.variant->capabilities.differentiable) continue;
-        const auto op = as_function(*instance.op, c.k, lengths);
+        const auto op = pooled_by(instance.op, c.k, lengths);
         const auto cotangents = cotangents_for(op, {x, scores});
         // The allocator hands this memory out again: a gradient that was not written would show it.
         { const auto garbage = at::full({4, c.n, 3}, nan, at::kDouble); }
@@ -206,12 +194,7 @@ TEST_F(Pooling, TiesAreDeterministicAndEqualTheReference) {
         if (!instance.variant->distinct_rows) expected_rows.positions = pooled.positions;
         expect_same(pooled, expected_rows, 1e-12);
         if (!instance.true_gradient()) continue;
-        const auto op = as_function(*instance.op, c.k, lengths);
-        const auto cotangents = cotangents_for(op, inputs);
-        const auto found = gradients_of(op, inputs, cotangents);
-        const auto expected = gradients_of(as_function(*instance.reference, c.k, lengths), inputs, cotangents);
-        EXPECT_TRUE(close(found[0], expected[0], 1e-9, 1e-10)) << "gradient of x";
-        EXPECT_TRUE(close(found[1], expected[1], 1e-9, 1e-10)) << "gradient of the scores";
+        expect_gradients_of_reference(instance, inputs, c.k, lengths);
       }
     }
 }
@@ -250,14 +233,14 @@ TEST_F(Pooling, InfiniteAndNanScoresGiveFiniteValuesAndGradients) {
       EXPECT_FALSE(pooled.scores.isnan().any().item<bool>()) << pooled.scores;
       expect_same(pooled, instance.reference->forward(x, scores, k, std::nullopt), 1e-12);
       if (!instance.variant->capabilities.differentiable) continue;
-      const auto op = as_function(*instance.op, k, std::nullopt);
+      const auto op = pooled_by(instance.op, k, std::nullopt);
       const auto cotangents = cotangents_for(op, {x, scores});
       const auto found = gradients_of(op, {x, scores}, cotangents);
       EXPECT_TRUE(finite(found[0])) << found[0];
       EXPECT_TRUE(finite(found[1])) << found[1];
       EXPECT_TRUE((found[1].masked_select(scores.isnan()) == 0).all().item<bool>()) << "gradient of a NaN score";
       if (!instance.true_gradient()) continue;
-      const auto expected = gradients_of(as_function(*instance.reference, k, std::nullopt), {x, scores}, cotangents);
+      const auto expected = gradients_of(pooled_by(instance.reference, k, std::nullopt), {x, scores}, cotangents);
       EXPECT_TRUE(close(found[0], expected[0], 1e-9, 1e-10)) << "gradient of x";
       EXPECT_TRUE(close(found[1], expected[1], 1e-9, 1e-10)) << found[1] << expected[1];
     }
@@ -283,7 +266,7 @@ TEST_F(Pooling, KeepingAllRowsIsTheIdentityAsASet) {
 }
 
 TEST_F(Pooling, SharpRelaxationsAreHardTopk) {
-  const auto hard = make({{"name", "hard_topk"}, {"gradient", "none"}});
+  const auto hard = pooling({{"name", "hard_topk"}, {"gradient", "none"}});
   for (const auto& [name, variant] : pooling_registry().all()) {
     if (variant.sharp.is_null()) continue;
     for (const auto& c : cases) {
@@ -295,7 +278,7 @@ TEST_F(Pooling, SharpRelaxationsAreHardTopk) {
       // Neighbouring ranks differ by 1 / n, so that there is a sharpness at which none of them mix.
       const auto ranks = std::get<1>(std::get<1>(at::rand({2, c.n}, at::kDouble).sort(1)).sort(1));
       const auto scores = (ranks.to(at::kDouble) + 0.5) / static_cast<double>(c.n);
-      const auto found = make(value)->forward(x, scores, c.k, std::nullopt);
+      const auto found = pooling(value)->forward(x, scores, c.k, std::nullopt);
       const auto expected = hard->forward(x, scores, c.k, std::nullopt);
       const auto order = std::get<1>(found.positions.sort(1));
       EXPECT_TRUE(at::equal(found.positions.gather(1, order), expected.positions)) << found.positions;
@@ -426,7 +409,7 @@ TEST_F(Pooling, PooledLengthsAreTheRowsThatAreLeft) {
 class HardTopk : public Pooling {
  protected:
   static std::shared_ptr<const PoolingOperator> with(const std::string& gradient, bool keep_order = true) {
-    return make({{"name", "hard_topk"}, {"gradient", gradient}, {"keep_order", keep_order}});
+    return pooling({{"name", "hard_topk"}, {"gradient", gradient}, {"keep_order", keep_order}});
   }
 };
 
@@ -450,11 +433,11 @@ TEST_F(HardTopk, StraightThroughHasBareRowsAndTheScoreGradientOfGated) {
     const auto gated = with("gated", keep_order);
     EXPECT_TRUE(close(straight->forward(inputs[0], inputs[1], 4, lengths).values,
                       bare->forward(inputs[0], inputs[1], 4, lengths).values, 1e-15, 1e-15));
-    const auto cotangents = cotangents_for(as_function(*straight, 4, lengths), inputs);
-    const auto found = gradients_of(as_function(*straight, 4, lengths), inputs, cotangents);
-    EXPECT_TRUE(close(found[1], gradients_of(as_function(*gated, 4, lengths), inputs, cotangents)[1], 1e-14, 1e-14));
+    const auto cotangents = cotangents_for(pooled_by(straight, 4, lengths), inputs);
+    const auto found = gradients_of(pooled_by(straight, 4, lengths), inputs, cotangents);
+    EXPECT_TRUE(close(found[1], gradients_of(pooled_by(gated, 4, lengths), inputs, cotangents)[1], 1e-14, 1e-14));
     // Its rows come through with factor 1, since that is their value.
-    EXPECT_TRUE(close(found[0], gradients_of(as_function(*bare, 4, lengths), inputs, cotangents)[0], 1e-14, 1e-14));
+    EXPECT_TRUE(close(found[0], gradients_of(pooled_by(bare, 4, lengths), inputs, cotangents)[0], 1e-14, 1e-14));
   }
 }
 
@@ -468,7 +451,7 @@ TEST_F(HardTopk, WithoutGradientNothingReachesTheScoresAndKeptRowsPassTheirs) {
   const auto op = with("none");
   EXPECT_FALSE(op->passes_score_gradient());
   const std::vector<at::Tensor> inputs = {at::randn({2, 9, 3}, at::kDouble), random_scores(2, 9)};
-  const auto function = as_function(*op, 4, std::nullopt);
+  const auto function = pooled_by(op, 4, std::nullopt);
   const auto cotangents = cotangents_for(function, inputs);
   const auto found = gradients_of(function, inputs, cotangents);
   const auto positions = op->forward(inputs[0], inputs[1], 4, std::nullopt).positions;

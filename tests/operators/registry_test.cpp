@@ -116,7 +116,7 @@ void expect_complete(const Registry<Variant>& registry) {
     SCOPED_TRACE(name);
     EXPECT_FALSE(variant.description.empty());
     EXPECT_EQ(variant.description.find('\n'), std::string::npos);
-    // A paper with the place in it, or a word on why there is none.
+    // A paper and what is taken from it, or a word on why there is none.
     EXPECT_THAT(variant.source, testing::AnyOf(testing::ContainsRegex("arXiv [0-9]{4}\\.[0-9]{5}[,:] .{6,}"),
                                                testing::StartsWith("control, of no paper: "), testing::Eq("the file")));
     EXPECT_TRUE(variant.make);

@@ -229,6 +229,19 @@ TEST_F(SelectCuda, AGapAsWideAsTheRiseIsHardWhateverItsLastDigit) {
     }
 }
 
+TEST_F(SelectCuda, TiesAtTheCapHaveAGradientOnlyWhereMasksMove) {
+  const auto scores = at::tensor({400.0, 400.0, 400.0, 399.0, 0.5, -400.0, -400.0}, at::kDouble).unsqueeze(0);
+  const auto ones = at::ones({1, 7, 1}, at::kDouble), factors = at::randn({1, 3, 1}, at::kDouble);
+  const auto score_factors = at::zeros({1, 3}, at::kDouble);
+  for (double temperature = 0.02; temperature < 0.1; temperature += 0.002) {
+    SCOPED_TRACE("temperature " + std::to_string(temperature));
+    const auto op = make({{"name", "coordinate_descent"}, {"temperature", temperature}});
+    const auto host = run(*op, ones, scores, 3, std::nullopt, factors, score_factors);
+    const auto device = run(*op, on_cuda(ones), on_cuda(scores), 3, std::nullopt, on_cuda(factors), on_cuda(score_factors));
+    expect_same(device, host, 1e-9, 1e-8);
+  }
+}
+
 TEST_F(SelectCuda, GradientsMatchFiniteDifferences) {
   for (const auto& value : operators()) {
     if (value["name"] == "hard_topk" && value["gradient"] != "gated") continue;

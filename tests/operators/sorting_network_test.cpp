@@ -1,7 +1,4 @@
-#include "operators/pooling/pooling.h"
-
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/poolings.h"
 
 #include <numbers>
 
@@ -9,15 +6,7 @@ namespace transpool {
 namespace {
 
 std::shared_ptr<const PoolingOperator> network(const std::string& distribution, double temperature) {
-  const auto selection =
-      pooling_registry().select({{"name", "sorting_network"}, {"distribution", distribution}, {"temperature", temperature}});
-  return selection.variant->make(selection.options);
-}
-
-at::Tensor weights_of(const PoolingOperator& op, const at::Tensor& scores, std::int64_t k,
-                      const std::optional<at::Tensor>& lengths = std::nullopt) {
-  const auto n = scores.size(1);
-  return op.forward(at::eye(n, at::kDouble).expand({scores.size(0), n, n}), scores, k, lengths).values;
+  return pooling({{"name", "sorting_network"}, {"distribution", distribution}, {"temperature", temperature}});
 }
 
 class SortingNetwork : public testing::Test {
@@ -79,12 +68,7 @@ TEST_F(SortingNetwork, GradientsOfManyStagesMatchFiniteDifferences) {
   for (const std::string distribution : {"logistic", "cauchy"})
     for (const std::int64_t n : {1, 2, 13}) {
       SCOPED_TRACE(distribution + " n " + std::to_string(n));
-      const auto op = network(distribution, 0.2);
-      const auto k = (n + 1) / 2;
-      const Differentiable function = [&](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-        const auto pooled = op->forward(in[0], in[1], k, std::nullopt);
-        return {pooled.values, pooled.scores};
-      };
+      const auto function = pooled_by(network(distribution, 0.2), (n + 1) / 2);
       EXPECT_TRUE(gradients_match_differences(function, {at::randn({2, n, 2}, at::kDouble), at::rand({2, n}, at::kDouble)}));
     }
 }

@@ -1,7 +1,6 @@
 #include "operators/pooling/threshold_mask.h"
 
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/poolings.h"
 
 #include <gmock/gmock.h>
 
@@ -17,13 +16,8 @@ using Lengths = std::optional<at::Tensor>;
 const std::vector<std::string> family = {"sigmoid_threshold", "lapsum", "sparsemap_topk", "sander_p43",
                                          "coordinate_descent"};
 
-at::Tensor lengths_of(const std::vector<std::int64_t>& lengths) { return at::tensor(lengths, at::kLong); }
-
-at::Tensor row_of(const std::vector<double>& values) { return at::tensor(values, at::kDouble).unsqueeze(0); }
-
 std::shared_ptr<const PoolingOperator> make(const std::string& name, double temperature, bool reference = false) {
-  const auto selection = pooling_registry().select({{"name", name}, {"temperature", temperature}, {"keep_order", false}});
-  return reference ? selection.variant->reference(selection.options) : selection.variant->make(selection.options);
+  return pooling({{"name", name}, {"temperature", temperature}, {"keep_order", false}}, reference);
 }
 
 /// Masks (B, k) of the k highest rows by falling score, seen on rows of 1.
@@ -95,11 +89,8 @@ TEST_F(ThresholdMasks, KeepingAllRowsGivesMasksOfOneAndNoScoreGradient) {
   for (const auto& name : family)
     for (const Lengths& lengths : {Lengths(), Lengths(lengths_of({5, 3}))}) {
       SCOPED_TRACE(name);
-      const auto op = make(name, 0.3);
       const auto k = lengths ? 5 : 6;
-      const Differentiable values = [&](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-        return {op->forward(in[0], in[1], k, lengths).values};
-      };
+      const auto values = values_by(make(name, 0.3), k, lengths);
       const std::vector<at::Tensor> inputs = {at::ones({2, 6, 1}, at::kDouble), at::rand({2, 6}, at::kDouble)};
       const auto ones = values(inputs)[0].squeeze(2);
       const auto expected = at::arange(k).unsqueeze(0) < (lengths ? *lengths : lengths_of({6, 6})).unsqueeze(1);
@@ -157,10 +148,7 @@ TEST_F(ThresholdMasks, ClippedMasksAreExactlyZeroAndOneAwayFromTheThreshold) {
     EXPECT_TRUE((mask.narrow(0, 0, 2) == 1).all().item<bool>());
     EXPECT_TRUE(((mask.narrow(0, 2, 2) > 0) & (mask.narrow(0, 2, 2) < 1)).all().item<bool>());
     // The gap behind the second row is wider than the rise: nothing moves.
-    const auto op = make(name, 1.0);
-    const Differentiable values = [&](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-      return {op->forward(in[0], in[1], 2, std::nullopt).values};
-    };
+    const auto values = values_by(make(name, 1.0), 2);
     const std::vector<at::Tensor> inputs = {at::ones({1, 7, 1}, at::kDouble), scores};
     EXPECT_TRUE((values(inputs)[0] == 1).all().item<bool>());
     EXPECT_TRUE((gradients_of(values, inputs, cotangents_for(values, inputs))[1] == 0).all().item<bool>());
@@ -170,14 +158,34 @@ TEST_F(ThresholdMasks, ClippedMasksAreExactlyZeroAndOneAwayFromTheThreshold) {
 TEST_F(ThresholdMasks, AGapAsWideAsTheRiseIsHardWhateverItsLastDigit) {
   for (const auto& name : {"sparsemap_topk", "sander_p43"})
     for (const double gap : {0.1, 0.5 - 0.4, std::nextafter(0.1, 0.0), std::nextafter(0.1, 1.0)}) {
-      const auto op = make(name, 0.1);
-      const Differentiable values = [&](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-        return {op->forward(in[0], in[1], 2, std::nullopt).values};
-      };
+      const auto values = values_by(make(name, 0.1), 2);
       const std::vector<at::Tensor> inputs = {at::ones({1, 4, 1}, at::kDouble), row_of({gap, gap, 0.0, 0.0})};
       EXPECT_TRUE((values(inputs)[0] == 1).all().item<bool>());
       EXPECT_TRUE((gradients_of(values, inputs, cotangents_for(values, inputs))[1] == 0).all().item<bool>());
     }
+}
+
+TEST_F(ThresholdMasks, TiesAtTheCapHaveAGradientOnlyWhereMasksMove) {
+  // Three rows at 1 - e^(-1 / T) / 3: at 0.03 that is 1 to the last digit, and stays so whichever of the scores moves.
+  const std::vector<at::Tensor> scores = {row_of({400, 400, 400, 399, 0.5, -400, -400})};
+  const auto cotangent = at::tensor({0.3, -1.1, 0.7}, at::kDouble).view({1, 3, 1});
+  const auto gradient = [&](double temperature, bool reference) {
+    const Differentiable values = [&, op = make("coordinate_descent", temperature, reference)](
+                                      const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
+      return {op->forward(at::ones({1, 7, 1}, at::kDouble), in[0], 3, std::nullopt).values};
+    };
+    return gradients_of(values, scores, {cotangent})[0];
+  };
+  for (double temperature = 0.02; temperature < 0.1; temperature += 0.002)
+    EXPECT_TRUE(close(gradient(temperature, false), gradient(temperature, true), 1e-9, 1e-10)) << temperature;
+  for (const std::int64_t moved : {0, 1, 2, 3})
+    for (const double by : {1e-6, -1e-6}) {
+      auto there = scores[0].clone();
+      there[0][moved] += by;
+      EXPECT_TRUE(close(masks("coordinate_descent", 0.03, there, 3), at::ones({1, 3}, at::kDouble), 1e-14, 0));
+    }
+  EXPECT_EQ(gradient(0.03, false).abs().max().item<double>(), 0);
+  EXPECT_GT(gradient(0.05, false).abs().max().item<double>(), 1);
 }
 
 TEST_F(ThresholdMasks, TiedScoresShareEvenly) {
@@ -197,11 +205,7 @@ TEST_F(ThresholdMasks, ExtremeTemperaturesEqualTheReference) {
   for (const auto& name : family)
     for (const double temperature : {1e-6, 1e-2, 1.0, 1e2, 1e6}) {
       SCOPED_TRACE(name + " temperature " + std::to_string(temperature));
-      const auto function = [&](bool reference) -> Differentiable {
-        return [op = make(name, temperature, reference)](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
-          return {op->forward(in[0], in[1], 7, std::nullopt).values};
-        };
-      };
+      const auto function = [&](bool reference) { return values_by(make(name, temperature, reference), 7); };
       EXPECT_TRUE(close(function(false)({x, scores})[0], function(true)({x, scores})[0], 1e-10, 1e-10));
       const auto cotangents = cotangents_for(function(false), {x, scores});
       const auto found = gradients_of(function(false), {x, scores}, cotangents)[1];

@@ -1,7 +1,4 @@
-#include "operators/pooling/pooling.h"
-
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/poolings.h"
 
 #include <cmath>
 
@@ -10,12 +7,7 @@ namespace {
 
 using Lengths = std::optional<at::Tensor>;
 
-at::Tensor lengths_of(const std::vector<std::int64_t>& lengths) { return at::tensor(lengths, at::kLong); }
-
-std::shared_ptr<const PoolingOperator> make(bool reference = false) {
-  const auto selection = pooling_registry().select("token_merging");
-  return reference ? selection.variant->reference(selection.options) : selection.variant->make(selection.options);
-}
+std::shared_ptr<const PoolingOperator> make(bool reference = false) { return pooling("token_merging", reference); }
 
 /// Unit vectors at these angles in degrees, (1, n, 2).
 at::Tensor directions(const std::vector<double>& degrees) {

@@ -78,7 +78,7 @@ int run_plot(const std::vector<std::string>& given) {
 }
 
 const RegisterCommand command{
-    {"plot", "REPORT... --out DIR", "Figures and one self-contained HTML page from reports", run_plot}};
+    {"plot", "REPORT... --out DIR", "figures and one self-contained HTML page from reports", run_plot}};
 
 }  // namespace
 }  // namespace transpool::cli

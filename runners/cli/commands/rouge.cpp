@@ -169,7 +169,7 @@ int run(const std::vector<std::string>& arguments) {
 
 const RegisterCommand registration({.name = "rouge",
                                     .synopsis = "PAIRS.jsonl [--stem] [--per-pair OUT.jsonl] [--format text|json]",
-                                    .summary = "ROUGE scores of candidate texts against references.",
+                                    .summary = "ROUGE scores of candidate texts against references",
                                     .run = run});
 
 }  // namespace

@@ -27,7 +27,7 @@ int run_show(const std::vector<std::string>& given) {
 }
 
 const RegisterCommand command{
-    {"show", "REPORT [RECORD]", "One record in full, with the command that re-runs it; or all in a list", run_show}};
+    {"show", "REPORT [RECORD]", "one record in full, with the command that re-runs it; or all in a list", run_show}};
 
 }  // namespace
 }  // namespace transpool::cli

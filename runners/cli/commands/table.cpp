@@ -43,7 +43,7 @@ int run_table(const std::vector<std::string>& given) {
 
 const RegisterCommand command{
     {"table", "REPORT... [--format text|md|csv|latex|json] [--rows A,B] [--columns C] [--metrics m1,m2]",
-     "Tables from reports: a row for each combination of axes, each cell with its records", run_table}};
+     "tables from reports: a row for each combination of axes, each cell with its records", run_table}};
 
 }  // namespace
 }  // namespace transpool::cli
