@@ -27,7 +27,7 @@ CallFlops matrix_product(const c10::IValue& a, const c10::IValue& b) {
 double attention_pairs(const at::Tensor& q, const at::Tensor& k, bool causal) {
   const auto queries = static_cast<double>(q.size(-2));
   const auto keys = static_cast<double>(k.size(-2));
-  const auto heads = static_cast<double>(q.numel() / (q.size(-1) * q.size(-2)));
+  const auto heads = static_cast<double>(q.numel()) / static_cast<double>(q.size(-1) * q.size(-2));
   return heads * (causal ? queries * (queries + 1) / 2 : queries * keys);
 }
 
@@ -78,7 +78,7 @@ double flash_pairs(Arguments arguments, std::size_t first, std::size_t bounds, s
   const bool segments = arguments[bounds].isTensor() && arguments[bounds].toTensor().defined();
   const auto queries = segments ? bound(bounds + 2) : static_cast<double>(q.size(1));
   const auto keys = segments ? bound(bounds + 3) : static_cast<double>(arguments[first + 1].toTensor().size(1));
-  const auto rows = static_cast<double>(q.numel() / q.size(-1));
+  const auto rows = static_cast<double>(q.numel()) / static_cast<double>(q.size(-1));
   return rows / queries * window_pairs(queries, keys, left, right);
 }
 

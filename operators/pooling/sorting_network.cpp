@@ -189,7 +189,7 @@ class SortingNetworkReference : public PoolingOperator {
     while (wires < x.size(1)) wires *= 2;
     auto leaders = at::full({x.size(0), k}, -1, scores.options().dtype(at::kLong));
     auto pooled = mix_by_rows(x, scores, k, lengths, [&](const at::Tensor& row, std::int64_t outputs, std::int64_t b) {
-      const auto weights = matrix(row, wires).narrow(0, 0, outputs).narrow(1, 0, row.size(0));
+      auto weights = matrix(row, wires).narrow(0, 0, outputs).narrow(1, 0, row.size(0));
       leaders[b].narrow(0, 0, outputs).copy_(leading_rows(weights.to(scores.scalar_type())));
       return weights;
     });
@@ -272,7 +272,7 @@ class SortingNetworkReference : public PoolingOperator {
 Cost sorting_network_cost(const PoolingShape& shape, const Options&) {
   const auto wires = wires_for(shape.length);
   const auto stages = static_cast<double>(bitonic_stages(wires).size());
-  const auto comparators = static_cast<double>(shape.batch * wires / 2) * stages;
+  const auto comparators = static_cast<double>(shape.batch * wires) / 2 * stages;
   auto cost = mixture_cost(shape, /*kept_weights=*/1);
   // The weights of the padded wires stand in the same tensor. Of each comparator: the scores of both wires, its keep in
   // float64 and in the scores' dtype, 1 - keep, and the keep before padding is dealt with or the argument of atan; and
