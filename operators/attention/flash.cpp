@@ -11,9 +11,9 @@
 namespace transpool {
 namespace {
 
-bool half_type(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
+[[maybe_unused]] bool half_type(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
 
-bool width_fits(std::int64_t width) { return width % 8 == 0 && width <= 256; }
+[[maybe_unused]] bool width_fits(std::int64_t width) { return width % 8 == 0 && width <= 256; }
 
 /// Flash reads 16 bytes at a time.
 bool aligned(const at::Tensor& t) {

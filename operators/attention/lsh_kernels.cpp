@@ -139,7 +139,7 @@ class LshFunction : public torch::autograd::Function<LshFunction> {
 
 #endif
 
-bool half_type(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
+[[maybe_unused]] bool half_type(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
 
 }  // namespace
 
