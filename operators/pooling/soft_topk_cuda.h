@@ -9,7 +9,7 @@ namespace transpool {
 /// Rows of a chunk, whose targets of any weight lie in one band.
 inline constexpr std::int64_t soft_topk_chunk = 64;
 /// Rows over which a block sums the plan.
-inline constexpr std::int64_t soft_topk_rows = 512;
+inline constexpr std::int64_t soft_topk_rows = 128;
 
 /// Device pointers and sizes of the plan that softmax(levels * height + potentials) spreads each row over the targets, whose
 /// heights are targets - 1, ..., 1, 0. Rows stand by rank, except where a source row is said. No plan is stored: what is

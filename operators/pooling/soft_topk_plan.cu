@@ -8,8 +8,9 @@ namespace {
 constexpr int threads = 256;
 constexpr int tile = 512;  // potentials or rows that stand in shared memory at a time
 constexpr int target_threads = 128;
+constexpr int row_threads = chunk;  // few, since the rows next to the top take by far the most time
 /// Column sums that differ this little from the mass, over it, show no more than their own rounding.
-constexpr double rounding = 1e-13;
+constexpr double rounding = 1e-12;
 
 /// Potentials of some targets in shared memory, and the largest of each `lanes` of them.
 struct Staged {
@@ -25,7 +26,7 @@ __device__ void for_each_target(const SoftTopkArguments& a, std::int64_t b, cons
   const int targets = targets_of(a);
   for (int end = targets; end > 0; end -= tile) {
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < tile; i += threads) {
+    for (int i = static_cast<int>(threadIdx.x); i < tile; i += row_threads) {
       const int target = end - 1 - i;
       const double own = target >= 0 ? a.potentials[b * a.targets + target] : -1.7e308;
       double most = own;
@@ -45,18 +46,17 @@ __device__ void for_each_target(const SoftTopkArguments& a, std::int64_t b, cons
 }
 
 /// One row a thread, neighbouring ranks side by side, which share most of what is too small to count.
-__global__ void __launch_bounds__(threads) norms_kernel(SoftTopkArguments a) {
+__global__ void __launch_bounds__(row_threads) norms_kernel(SoftTopkArguments a) {
   __shared__ Staged staged;
-  __shared__ int band[threads / chunk][2];
+  __shared__ int band[2];
   const auto b = static_cast<std::int64_t>(blockIdx.y);
   if (a.converged[b]) return;
-  const int rank = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
-  const int own_chunk = static_cast<int>(threadIdx.x) / chunk;
+  const int rank = static_cast<int>(blockIdx.x) * row_threads + static_cast<int>(threadIdx.x);
   const bool valid = rank < valid_rows(a, b);
   const Row row = {valid ? a.levels[b * a.length + rank] : 0, 0, 0};
-  if (threadIdx.x < threads / chunk) {
-    band[threadIdx.x][0] = targets_of(a);
-    band[threadIdx.x][1] = 0;
+  if (threadIdx.x == 0) {
+    band[0] = targets_of(a);
+    band[1] = 0;
   }
   double most = -1.7e308;
   for_each_target(
@@ -75,14 +75,11 @@ __global__ void __launch_bounds__(threads) norms_kernel(SoftTopkArguments a) {
       });
   if (valid) {
     reinterpret_cast<double2*>(a.norms)[b * a.length + rank] = {most, log(sum)};
-    atomicMin(&band[own_chunk][0], first);
-    atomicMax(&band[own_chunk][1], end);
+    atomicMin(&band[0], first);
+    atomicMax(&band[1], end);
   }
   __syncthreads();
-  const int chunk_at = rank / chunk;
-  if (threadIdx.x % chunk != 0 || chunk_at >= chunks_of(a)) return;
-  a.bands[(b * chunks_of(a) + chunk_at) * 2] = band[own_chunk][0];
-  a.bands[(b * chunks_of(a) + chunk_at) * 2 + 1] = band[own_chunk][1];
+  if (threadIdx.x < 2) a.bands[(b * chunks_of(a) + blockIdx.x) * 2 + threadIdx.x] = band[threadIdx.x];
 }
 
 /// One target a thread, over some of the rows.
@@ -120,7 +117,7 @@ __global__ void __launch_bounds__(threads) collect_kernel(SoftTopkArguments a, i
   bool off = false;
   for (auto target = static_cast<std::int64_t>(threadIdx.x); target < a.targets; target += threads) {
     double sum = 0;
-#pragma unroll 8
+#pragma unroll 16
     for (int part = 0; part < parts; ++part) sum += a.partial[(b * parts + part) * a.targets + target];
     a.sums[b * a.targets + target] = sum;
     const double mass = a.mass[b * a.targets + target];
@@ -213,10 +210,10 @@ struct Gains {
 
 /// One rank a thread: the mean of its gains and of its heights. Gains count from that of its likeliest target.
 template <class E>
-__global__ void __launch_bounds__(threads) means_kernel(SoftTopkArguments a) {
+__global__ void __launch_bounds__(row_threads) means_kernel(SoftTopkArguments a) {
   __shared__ Staged staged;
   const auto b = static_cast<std::int64_t>(blockIdx.y);
-  const auto rank = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x;
+  const auto rank = static_cast<std::int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   const bool valid = rank < valid_rows(a, b);
   const Row row = valid ? row_of(a, b, rank) : no_row();
   const Gains<E> gains(a, b, valid ? rank : 0);
@@ -262,10 +259,10 @@ __global__ void __launch_bounds__(threads) flow_kernel(SoftTopkArguments a) {
 }
 
 template <class E>
-__global__ void __launch_bounds__(threads) gradient_kernel(SoftTopkArguments a) {
+__global__ void __launch_bounds__(row_threads) gradient_kernel(SoftTopkArguments a) {
   __shared__ Staged staged;
   const auto b = static_cast<std::int64_t>(blockIdx.y);
-  const auto rank = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x;
+  const auto rank = static_cast<std::int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   const bool valid = rank < valid_rows(a, b);
   const Row row = valid ? row_of(a, b, rank) : no_row();
   const Gains<E> gains(a, b, valid ? rank : 0);
@@ -298,7 +295,7 @@ const char* soft_topk_sums_cuda(const SoftTopkArguments& a, void* stream) {
   const auto batch = static_cast<unsigned>(a.batch);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const auto target_blocks = blocks_for(a.targets, target_threads), parts = blocks_for(a.length, soft_topk_rows);
-  norms_kernel<<<dim3(blocks_for(a.length, threads), batch), threads, 0, cuda_stream>>>(a);
+  norms_kernel<<<dim3(blocks_for(a.length, row_threads), batch), row_threads, 0, cuda_stream>>>(a);
   sums_kernel<<<dim3(target_blocks, parts, batch), target_threads, 0, cuda_stream>>>(a);
   collect_kernel<<<batch, threads, 0, cuda_stream>>>(a, static_cast<int>(parts));
   return launch_error();
@@ -326,16 +323,17 @@ const char* soft_topk_flow_cuda(const SoftTopkArguments& a, void* stream) {
   const auto batch = static_cast<unsigned>(a.batch);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   by_element(a.element, [&]<class S, class E>() {
-    means_kernel<E><<<dim3(blocks_for(a.length, threads), batch), threads, 0, cuda_stream>>>(a);
+    means_kernel<E><<<dim3(blocks_for(a.length, row_threads), batch), row_threads, 0, cuda_stream>>>(a);
     flow_kernel<E><<<dim3(static_cast<unsigned>(a.targets), batch), threads, 0, cuda_stream>>>(a);
   });
   return launch_error();
 }
 
 const char* soft_topk_gradient_cuda(const SoftTopkArguments& a, void* stream) {
-  const dim3 grid(blocks_for(a.length, threads), static_cast<unsigned>(a.batch));
-  by_element(a.element,
-             [&]<class S, class E>() { gradient_kernel<E><<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(a); });
+  const dim3 grid(blocks_for(a.length, row_threads), static_cast<unsigned>(a.batch));
+  by_element(a.element, [&]<class S, class E>() {
+    gradient_kernel<E><<<grid, row_threads, 0, static_cast<cudaStream_t>(stream)>>>(a);
+  });
   return launch_error();
 }
 

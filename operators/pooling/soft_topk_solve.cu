@@ -17,16 +17,23 @@ constexpr int splits = 4;  // blocks of a cluster that share the rows of a tile
 /// Tiles count from the last target, so that the rows past the top, which share few targets, stand in one tile.
 __device__ int first_of_tile(const SoftTopkArguments& a, int number) { return targets_of(a) - tile * (number + 1); }
 
-/// The plan of half a chunk of rows and one tile of targets.
-__device__ void fill_plan(const SoftTopkArguments& a, std::int64_t b, int first_row, int rows, int first_target,
-                          double (&plan)[half_chunk][tile]) {
+/// The plan of half a chunk of rows, whose weights lie in `band`, and one tile of targets.
+__device__ void fill_plan(const SoftTopkArguments& a, std::int64_t b, int first_row, int rows, const int2& band,
+                          int first_target, double (&plan)[half_chunk][tile]) {
+  constexpr int count = half_chunk * tile / threads;
   const int column = static_cast<int>(threadIdx.x) % tile, target = first_target + column;
-  const double potential = target >= 0 ? a.potentials[b * a.targets + target] : -1.7e308;
+  const bool inside = target >= band.x && target < band.y;
+  const double potential = inside ? a.potentials[b * a.targets + target] : 0;
   const double height = height_of(a, target);
-  for (int row = static_cast<int>(threadIdx.x) / tile; row < half_chunk; row += threads / tile) {
-    const double share = row < rows ? row_of(a, b, first_row + row).log_share(height, potential) : -1.7e308;
-    plan[row][column] = share > invisible ? exp(share) : 0;
+  const int first = static_cast<int>(threadIdx.x) / tile;
+  double share[count];
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    const int row = first + i * (threads / tile);
+    share[i] = inside && row < rows ? row_of(a, b, first_row + row).log_share(height, potential) : -1.7e308;
   }
+#pragma unroll
+  for (int i = 0; i < count; ++i) plan[first + i * (threads / tile)][column] = share[i] > invisible ? exp(share[i]) : 0;
 }
 
 /// Couplings of the targets by the rows they share, plan^T plan: one pair of tiles a cluster, whose blocks take turns with
@@ -54,14 +61,16 @@ __global__ void __cluster_dims__(splits, 1, 1) __launch_bounds__(threads) coupli
       shared = __ballot_sync(every_lane, both);
     }
     if (!(shared >> ((at - split) / splits % lanes) & 1)) continue;
+    const int2 band = bands[at];
+    const bool idle = row_target + (y + 1) * each <= band.x || row_target + y * each >= band.y;
     for (int row = at * chunk; row < min((at + 1) * chunk, valid); row += half_chunk) {
       const int rows = min(half_chunk, valid - row);
       __syncthreads();
-      fill_plan(a, b, row, rows, row_target, left);
-      if (first != second) fill_plan(a, b, row, rows, column_target, right);
+      fill_plan(a, b, row, rows, band, row_target, left);
+      if (first != second) fill_plan(a, b, row, rows, band, column_target, right);
       __syncthreads();
       const auto& other = first == second ? left : right;
-      for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < rows && !idle; ++r) {
         double of_rows[each], of_columns[each];
 #pragma unroll
         for (int i = 0; i < each; ++i) {
@@ -174,6 +183,31 @@ __device__ void solve_rows(double* system, int targets, int from, int width, Sol
   }
 }
 
+using Panel = double[tile][panel + 1];
+
+/// Two tiles of rows of a panel into shared memory, all read before the first is written.
+__device__ void load_rows(const double* system, int targets, int top, int from, int width, Panel& left, Panel& right,
+                          int before) {
+  constexpr int count = tile * panel / threads;
+  const int c = static_cast<int>(threadIdx.x) % panel, first = static_cast<int>(threadIdx.x) / panel;
+  const auto value = [&](int at) {
+    return at <= targets && c < width ? system[static_cast<std::int64_t>(at) * targets + from + c] : 0.0;
+  };
+  double of_left[count], of_right[count];
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    of_left[i] = value(top + first + i * (threads / panel));
+    of_right[i] = value(before + first + i * (threads / panel));
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    left[first + i * (threads / panel)][c] = of_left[i];
+    right[first + i * (threads / panel)][c] = of_right[i];
+  }
+  __syncthreads();
+}
+
 /// A22 -= L21 L21^T, tile by tile under the diagonal.
 __device__ void update_trailing(double* system, int targets, int from, int width, SolveMemory& memory, int block,
                                 int blocks) {
@@ -183,16 +217,7 @@ __device__ void update_trailing(double* system, int targets, int from, int width
     int second = pair, first = 0;
     while (second > first) second -= ++first;
     const int top = start + first * tile, before = start + second * tile;
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < tile * panel; i += threads) {
-      const int row = i / panel, c = i % panel;
-      const auto value = [&](int at) {
-        return at <= targets && c < width ? system[static_cast<std::int64_t>(at) * targets + from + c] : 0.0;
-      };
-      memory.left[row][c] = value(top + row);
-      memory.right[row][c] = value(before + row);
-    }
-    __syncthreads();
+    load_rows(system, targets, top, from, width, memory.left, memory.right, before);
     double sum[each][each] = {};
 #pragma unroll 4
     for (int c = 0; c < panel; ++c) {
@@ -207,14 +232,22 @@ __device__ void update_trailing(double* system, int targets, int from, int width
 #pragma unroll
         for (int j = 0; j < each; ++j) sum[i][j] += of_rows[i] * of_columns[j];
     }
+    // All are read before the first is written: what may be the same address would wait otherwise.
+    double old[each][each];
+    const auto at = [&](int i, int j) -> double* {
+      const int row = top + y + i * side, column = before + x + j * side;
+      const bool inside = row <= targets && column < targets && column <= row;
+      return inside ? system + static_cast<std::int64_t>(row) * targets + column : nullptr;
+    };
 #pragma unroll
     for (int i = 0; i < each; ++i)
 #pragma unroll
-      for (int j = 0; j < each; ++j) {
-        const int row = top + y + i * side, column = before + x + j * side;
-        if (row <= targets && column < targets && column <= row)
-          system[static_cast<std::int64_t>(row) * targets + column] -= sum[i][j];
-      }
+      for (int j = 0; j < each; ++j) old[i][j] = at(i, j) ? *at(i, j) : 0;
+#pragma unroll
+    for (int i = 0; i < each; ++i)
+#pragma unroll
+      for (int j = 0; j < each; ++j)
+        if (at(i, j)) *at(i, j) = old[i][j] - sum[i][j];
   }
 }
 
