@@ -8,8 +8,11 @@ namespace {
 constexpr int threads = 256;
 constexpr int moment_columns = 128;  // columns whose basis stands in shared memory at a time
 constexpr int groups = threads / nodes;
-constexpr int rounds_threads = 512;
-constexpr int helper_warps = rounds_threads / lanes - 1;
+/// As many as have a round of a chunk each to follow up.
+template <class S>
+constexpr int rounds_threads = std::is_same_v<S, double> ? 512 : 1024;
+template <class S>
+constexpr int helper_warps = rounds_threads<S> / lanes - 1;
 
 /// Coefficients this small against the largest: the tail that is left, and the one that shows that a series converges.
 template <class S>
@@ -234,7 +237,7 @@ struct RoundsMemory {
 };
 
 __device__ void fill_table(double (&table)[nodes][nodes + 1]) {
-  for (int i = static_cast<int>(threadIdx.x); i < nodes * nodes; i += rounds_threads)
+  for (int i = static_cast<int>(threadIdx.x); i < nodes * nodes; i += static_cast<int>(blockDim.x))
     table[i / nodes][i % nodes] = cospi((i / nodes) * (i % nodes + 0.5) / nodes);
 }
 
@@ -268,7 +271,7 @@ __device__ void finish_round(const RelaxedSubsetArguments& a, RoundsMemory& memo
 /// function of the score for all columns. Where it is smooth, it is known from its values at a few nodes: the rounds run
 /// there, one node a lane, and Z is a weighted sum of these values. One warp goes through the rounds; the others follow it.
 template <class S>
-__global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArguments a) {
+__global__ void __launch_bounds__(rounds_threads<S>) rounds_kernel(RelaxedSubsetArguments a) {
   __shared__ RoundsMemory memory;
   const auto b = static_cast<std::int64_t>(blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
@@ -301,7 +304,8 @@ __global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArg
       if (lane == 0 && !(chain.total() > 2 * (1 + power))) memory.irregular = 1;
     } else if (first > 0) {
       const auto end = min(first, a.rounds);
-      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps) finish_round<S>(a, memory, b, round);
+      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps<S>)
+        finish_round<S>(a, memory, b, round);
     }
     __syncthreads();
   }
@@ -477,7 +481,7 @@ __device__ S run_backward(BackwardMemory<S>& memory, int half, int count, S mome
 }
 
 template <class S>
-__global__ void __launch_bounds__(rounds_threads) rounds_backward_kernel(RelaxedSubsetArguments a) {
+__global__ void __launch_bounds__(rounds_threads<S>) rounds_backward_kernel(RelaxedSubsetArguments a) {
   __shared__ BackwardMemory<S> memory;
   __shared__ BackwardTables tables;
   constexpr int rows = BackwardMemory<S>::rows;
@@ -510,7 +514,7 @@ __global__ void __launch_bounds__(rounds_threads) rounds_backward_kernel(Relaxed
                              static_cast<int>(min(static_cast<std::int64_t>(rows), a.rounds - ready * rows)), moment, after);
     } else {
       // The two chunks stand in the same half: what is collected of a row is read before that row is prepared anew.
-      for (int row = warp - 1; row < rows; row += helper_warps) {
+      for (int row = warp - 1; row < rows; row += helper_warps<S>) {
         if (done < chunks && done * rows + row < a.rounds)
           collect_round(a, memory, b * a.rounds + done * rows + row, static_cast<int>(done % 2), row, gradient);
         __syncwarp();
@@ -526,7 +530,7 @@ __global__ void __launch_bounds__(rounds_threads) rounds_backward_kernel(Relaxed
   __syncthreads();
   if (warp != 0) return;
   MomentGradient all;
-  for (int i = 0; i < helper_warps; ++i) {
+  for (int i = 0; i < helper_warps<S>; ++i) {
     all.plain += partial[i][lane].plain;
     all.scored += partial[i][lane].scored;
   }
@@ -668,7 +672,7 @@ template <class S>
 void forward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
   const auto batch = static_cast<unsigned>(a.batch);
   moments_kernel<S><<<dim3(static_cast<unsigned>(relaxed_subset_parts), batch), threads, 0, stream>>>(a);
-  rounds_kernel<S><<<batch, rounds_threads, 0, stream>>>(a);
+  rounds_kernel<S><<<batch, rounds_threads<S>, 0, stream>>>(a);
 }
 
 template <class S, class E, int V>
@@ -677,13 +681,19 @@ void backward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
   const auto row_blocks = static_cast<unsigned>((a.rounds + block_rows<S> - 1) / block_rows<S>);
   const auto column_blocks = static_cast<unsigned>((a.length + lanes * V - 1) / (lanes * V));
   coefficient_gradient_kernel<S, E, V><<<dim3(row_blocks, batch), threads, 0, stream>>>(a);
-  rounds_backward_kernel<S><<<batch, rounds_threads, 0, stream>>>(a);
+  rounds_backward_kernel<S><<<batch, rounds_threads<S>, 0, stream>>>(a);
   column_gradient_kernel<S, E, V><<<dim3(column_blocks, batch), threads, 0, stream>>>(a);
 }
 
+/// Adjacent columns that a lane takes at a time.
+template <class E>
+constexpr int adjacent = sizeof(E) == 8   ? 1
+                         : sizeof(E) == 4 ? 2
+                                          : 4;
+
 template <class S, class E>
 void backward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
-  if (!std::is_same_v<S, double> && a.length % 2 == 0) backward<S, E, std::is_same_v<S, double> ? 1 : 2>(a, stream);
+  if (a.length % adjacent<E> == 0) backward<S, E, adjacent<E>>(a, stream);
   else backward<S, E, 1>(a, stream);
 }
 

@@ -92,16 +92,26 @@ __device__ void by_column(const RelaxedSubsetArguments& a, const Place& place) {
   }
 }
 
+/// Batch rows whose weights need few coefficients, which leaves registers for more blocks.
+template <class S, class E>
+__global__ void __launch_bounds__(threads) short_series_kernel(RelaxedSubsetArguments a) {
+  __shared__ alignas(32) S coefficients[window * most_slice];
+  const auto place = Place::of<S>(a);
+  const int degree = a.degree[place.batch_row];
+  if (degree == 0 || degree > most_slice) return;
+  if (degree <= 8) interpolated<S, E, 8>(a, place, coefficients);
+  else if (degree <= 12) interpolated<S, E, 12>(a, place, coefficients);
+  else interpolated<S, E, most_slice>(a, place, coefficients);
+}
+
+/// All others.
 template <class S, class E>
 __global__ void __launch_bounds__(threads) weights_kernel(RelaxedSubsetArguments a) {
   __shared__ alignas(32) S coefficients[window * nodes];
   const auto place = Place::of<S>(a);
   const int degree = a.degree[place.batch_row];
   if (degree == 0) by_column<S, E>(a, place);
-  else if (degree <= 8) interpolated<S, E, 8>(a, place, coefficients);
-  else if (degree <= 12) interpolated<S, E, 12>(a, place, coefficients);
-  else if (degree <= 16) interpolated<S, E, 16>(a, place, coefficients);
-  else interpolated<S, E, 32>(a, place, coefficients);
+  else if (degree > most_slice) interpolated<S, E, nodes>(a, place, coefficients);
 }
 
 }  // namespace
@@ -111,6 +121,7 @@ const char* relaxed_subset_weights_cuda(const RelaxedSubsetArguments& arguments,
     constexpr int block = threads * columns<S>;
     const dim3 grid(static_cast<unsigned>((arguments.length + block - 1) / block),
                     static_cast<unsigned>((arguments.rounds + window - 1) / window), static_cast<unsigned>(arguments.batch));
+    short_series_kernel<S, E><<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
     weights_kernel<S, E><<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
   });
   return launch_error();

@@ -17,9 +17,9 @@ struct Staged {
   double potential[tile], largest[tile / lanes];
 };
 
-/// call(target, potential) from the last target to the first, for those of whose logits some may be over `least()`. Levels
-/// are at most 0, so that none of a group passes that of its least height and largest potential. All threads of a block
-/// pass.
+/// call(target, height, potential) from the last target to the first, for those of whose logits some may be over `least()`.
+/// Levels are at most 0, so that none of a group passes that of its least height and largest potential. All threads of a
+/// block pass.
 template <class Least, class Call>
 __device__ void for_each_target(const SoftTopkArguments& a, std::int64_t b, const Row& row, Staged& staged, Least least,
                                 Call call) {
@@ -39,8 +39,9 @@ __device__ void for_each_target(const SoftTopkArguments& a, std::int64_t b, cons
     for (int first = 0; first < count; first += lanes) {
       if (!(row.logit(height_of(a, end - 1 - first), staged.largest[first / lanes]) > least())) continue;
       const int group = min(lanes, count - first);
+      double height = height_of(a, end - 1 - first);
 #pragma unroll 4
-      for (int i = first; i < first + group; ++i) call(end - 1 - i, staged.potential[i]);
+      for (int i = first; i < first + group; ++i, height += 1) call(end - 1 - i, height, staged.potential[i]);
     }
   }
 }
@@ -61,13 +62,13 @@ __global__ void __launch_bounds__(row_threads) norms_kernel(SoftTopkArguments a)
   double most = -1.7e308;
   for_each_target(
       a, b, row, staged, [&] { return valid ? most : 1.7e308; },
-      [&](int target, double potential) { most = fmax(most, row.logit(height_of(a, target), potential)); });
+      [&](int, double height, double potential) { most = fmax(most, row.logit(height, potential)); });
   double sum = 0;
   int first = targets_of(a), end = 0;
   for_each_target(
       a, b, row, staged, [&] { return valid ? most + invisible : 1.7e308; },
-      [&](int target, double potential) {
-        const double under = row.logit(height_of(a, target), potential) - most;
+      [&](int target, double height, double potential) {
+        const double under = row.logit(height, potential) - most;
         if (!(under > invisible)) return;
         sum += exp(under);
         first = min(first, target);
@@ -220,19 +221,19 @@ __global__ void __launch_bounds__(row_threads) means_kernel(SoftTopkArguments a)
   int likeliest = gains.rest;
   for_each_target(
       a, b, row, staged, [&] { return valid ? row.most - 1e-9 * (fabs(row.most) + 1) : 1.7e308; },
-      [&](int target, double potential) {
-        if (row.logit(height_of(a, target), potential) >= row.most) likeliest = target;
+      [&](int target, double height, double potential) {
+        if (row.logit(height, potential) >= row.most) likeliest = target;
       });
   const double base = valid ? gains.of(likeliest) : 0;
   double mean = 0, mean_height = 0;
   for_each_target(
       a, b, row, staged, [&] { return valid ? row.most + row.log_sum + invisible : 1.7e308; },
-      [&](int target, double potential) {
-        const double log_share = row.log_share(height_of(a, target), potential);
+      [&](int target, double height, double potential) {
+        const double log_share = row.log_share(height, potential);
         if (!(log_share > invisible)) return;
         const double share = exp(log_share);
         mean += share * (gains.of(target) - base);
-        mean_height += share * height_of(a, target);
+        mean_height += share * height;
       });
   if (!valid) return;
   const auto place = b * a.length + rank;
@@ -271,8 +272,8 @@ __global__ void __launch_bounds__(row_threads) gradient_kernel(SoftTopkArguments
   double gradient = 0;
   for_each_target(
       a, b, row, staged, [&] { return valid ? row.most + row.log_sum + invisible : 1.7e308; },
-      [&](int target, double potential) {
-        const double height = height_of(a, target), log_share = row.log_share(height, potential);
+      [&](int target, double height, double potential) {
+        const double log_share = row.log_share(height, potential);
         if (log_share > invisible)
           gradient += exp(log_share) * (gains.of(target) - mean - a.answer[b * a.targets + target]) * (height - mean_height);
       });

@@ -12,7 +12,7 @@ constexpr int tile = 64;  // targets of a tile, four by four a thread
 constexpr int each = 4;
 constexpr int side = tile / each;
 constexpr int half_chunk = chunk / 2;
-constexpr int splits = 4;  // blocks of a cluster that share the rows of a tile
+constexpr int splits = 8;  // blocks of a cluster that share the rows of a tile
 
 /// Tiles count from the last target, so that the rows past the top, which share few targets, stand in one tile.
 __device__ int first_of_tile(const SoftTopkArguments& a, int number) { return targets_of(a) - tile * (number + 1); }
