@@ -8,11 +8,12 @@ namespace {
 constexpr int threads = 256;
 constexpr int moment_columns = 128;  // columns whose basis stands in shared memory at a time
 constexpr int groups = threads / nodes;
-/// As many as have a round of a chunk each to follow up.
+/// One warp goes through the rounds and the others follow it. Forward, more of them would only take its turns; backward they
+/// have more to prepare.
+constexpr int rounds_threads = 512;
 template <class S>
-constexpr int rounds_threads = std::is_same_v<S, double> ? 512 : 1024;
-template <class S>
-constexpr int helper_warps = rounds_threads<S> / lanes - 1;
+constexpr int backward_threads = std::is_same_v<S, double> ? 512 : 1024;
+constexpr int helper_warps(int threads) { return threads / lanes - 1; }
 
 /// Coefficients this small against the largest: the tail that is left, and the one that shows that a series converges.
 template <class S>
@@ -271,7 +272,7 @@ __device__ void finish_round(const RelaxedSubsetArguments& a, RoundsMemory& memo
 /// function of the score for all columns. Where it is smooth, it is known from its values at a few nodes: the rounds run
 /// there, one node a lane, and Z is a weighted sum of these values. One warp goes through the rounds; the others follow it.
 template <class S>
-__global__ void __launch_bounds__(rounds_threads<S>) rounds_kernel(RelaxedSubsetArguments a) {
+__global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArguments a) {
   __shared__ RoundsMemory memory;
   const auto b = static_cast<std::int64_t>(blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
@@ -304,7 +305,7 @@ __global__ void __launch_bounds__(rounds_threads<S>) rounds_kernel(RelaxedSubset
       if (lane == 0 && !(chain.total() > 2 * (1 + power))) memory.irregular = 1;
     } else if (first > 0) {
       const auto end = min(first, a.rounds);
-      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps<S>)
+      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps(rounds_threads))
         finish_round<S>(a, memory, b, round);
     }
     __syncthreads();
@@ -481,7 +482,7 @@ __device__ S run_backward(BackwardMemory<S>& memory, int half, int count, S mome
 }
 
 template <class S>
-__global__ void __launch_bounds__(rounds_threads<S>) rounds_backward_kernel(RelaxedSubsetArguments a) {
+__global__ void __launch_bounds__(backward_threads<S>) rounds_backward_kernel(RelaxedSubsetArguments a) {
   __shared__ BackwardMemory<S> memory;
   __shared__ BackwardTables tables;
   constexpr int rows = BackwardMemory<S>::rows;
@@ -514,7 +515,7 @@ __global__ void __launch_bounds__(rounds_threads<S>) rounds_backward_kernel(Rela
                              static_cast<int>(min(static_cast<std::int64_t>(rows), a.rounds - ready * rows)), moment, after);
     } else {
       // The two chunks stand in the same half: what is collected of a row is read before that row is prepared anew.
-      for (int row = warp - 1; row < rows; row += helper_warps<S>) {
+      for (int row = warp - 1; row < rows; row += helper_warps(backward_threads<S>)) {
         if (done < chunks && done * rows + row < a.rounds)
           collect_round(a, memory, b * a.rounds + done * rows + row, static_cast<int>(done % 2), row, gradient);
         __syncwarp();
@@ -530,7 +531,7 @@ __global__ void __launch_bounds__(rounds_threads<S>) rounds_backward_kernel(Rela
   __syncthreads();
   if (warp != 0) return;
   MomentGradient all;
-  for (int i = 0; i < helper_warps<S>; ++i) {
+  for (int i = 0; i < helper_warps(backward_threads<S>); ++i) {
     all.plain += partial[i][lane].plain;
     all.scored += partial[i][lane].scored;
   }
@@ -672,7 +673,7 @@ template <class S>
 void forward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
   const auto batch = static_cast<unsigned>(a.batch);
   moments_kernel<S><<<dim3(static_cast<unsigned>(relaxed_subset_parts), batch), threads, 0, stream>>>(a);
-  rounds_kernel<S><<<batch, rounds_threads<S>, 0, stream>>>(a);
+  rounds_kernel<S><<<batch, rounds_threads, 0, stream>>>(a);
 }
 
 template <class S, class E, int V>
@@ -681,7 +682,7 @@ void backward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
   const auto row_blocks = static_cast<unsigned>((a.rounds + block_rows<S> - 1) / block_rows<S>);
   const auto column_blocks = static_cast<unsigned>((a.length + lanes * V - 1) / (lanes * V));
   coefficient_gradient_kernel<S, E, V><<<dim3(row_blocks, batch), threads, 0, stream>>>(a);
-  rounds_backward_kernel<S><<<batch, rounds_threads<S>, 0, stream>>>(a);
+  rounds_backward_kernel<S><<<batch, backward_threads<S>, 0, stream>>>(a);
   column_gradient_kernel<S, E, V><<<dim3(column_blocks, batch), threads, 0, stream>>>(a);
 }
 
