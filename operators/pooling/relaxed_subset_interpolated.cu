@@ -13,7 +13,8 @@ constexpr int groups = threads / nodes;
 constexpr int rounds_threads = 512;
 template <class S>
 constexpr int backward_threads = std::is_same_v<S, double> ? 512 : 1024;
-constexpr int helper_warps(int threads) { return threads / lanes - 1; }
+template <int Threads>
+constexpr int helper_warps = Threads / lanes - 1;
 
 /// Coefficients this small against the largest: the tail that is left, and the one that shows that a series converges.
 template <class S>
@@ -305,7 +306,7 @@ __global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArg
       if (lane == 0 && !(chain.total() > 2 * (1 + power))) memory.irregular = 1;
     } else if (first > 0) {
       const auto end = min(first, a.rounds);
-      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps(rounds_threads))
+      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps<rounds_threads>)
         finish_round<S>(a, memory, b, round);
     }
     __syncthreads();
@@ -515,7 +516,7 @@ __global__ void __launch_bounds__(backward_threads<S>) rounds_backward_kernel(Re
                              static_cast<int>(min(static_cast<std::int64_t>(rows), a.rounds - ready * rows)), moment, after);
     } else {
       // The two chunks stand in the same half: what is collected of a row is read before that row is prepared anew.
-      for (int row = warp - 1; row < rows; row += helper_warps(backward_threads<S>)) {
+      for (int row = warp - 1; row < rows; row += helper_warps<backward_threads<S>>) {
         if (done < chunks && done * rows + row < a.rounds)
           collect_round(a, memory, b * a.rounds + done * rows + row, static_cast<int>(done % 2), row, gradient);
         __syncwarp();
@@ -531,7 +532,7 @@ __global__ void __launch_bounds__(backward_threads<S>) rounds_backward_kernel(Re
   __syncthreads();
   if (warp != 0) return;
   MomentGradient all;
-  for (int i = 0; i < helper_warps(backward_threads<S>); ++i) {
+  for (int i = 0; i < helper_warps<backward_threads<S>>; ++i) {
     all.plain += partial[i][lane].plain;
     all.scored += partial[i][lane].scored;
   }
