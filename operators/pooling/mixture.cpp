@@ -20,7 +20,7 @@ class MaskedProduct : public torch::autograd::Function<MaskedProduct> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& weights, const at::Tensor& x,
                             const at::Tensor& lengths) {
     context->save_for_backward({weights, x, lengths});
-    return at::bmm(weights, masked(x, lengths));
+    return at::bmm(weights, without_padding(x, lengths));
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -30,16 +30,11 @@ class MaskedProduct : public torch::autograd::Function<MaskedProduct> {
     const auto& x = saved[1];
     const auto& lengths = saved[2];
     at::Tensor weight_gradient, x_gradient;
-    if (context->needs_input_grad(0)) weight_gradient = at::bmm(gradients[0], masked(x, lengths).transpose(1, 2));
+    if (context->needs_input_grad(0)) weight_gradient = at::bmm(gradients[0], without_padding(x, lengths).transpose(1, 2));
     if (context->needs_input_grad(1))
       x_gradient =
           at::bmm(weights.transpose(1, 2), gradients[0]).masked_fill_(padded_positions(lengths, x.size(1)).unsqueeze(2), 0);
     return {weight_gradient, x_gradient, at::Tensor()};
-  }
-
- private:
-  static at::Tensor masked(const at::Tensor& x, const at::Tensor& lengths) {
-    return x.masked_fill(padded_positions(lengths, x.size(1)).unsqueeze(2), 0);
   }
 };
 
@@ -70,14 +65,21 @@ at::Tensor mixture_softmax(const at::Tensor& logits, const std::optional<at::Ten
 
 Pooled mix_rows(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights,
                 const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& leaders) {
-  const auto k = weights.size(1);
   const auto rounded = weights.to(x.scalar_type());
   Pooled pooled;
   pooled.values = lengths ? MaskedProduct::apply(rounded, x, *lengths) : at::bmm(rounded, x);
   pooled.scores = at::bmm(weights, clean_scores(scores, lengths).unsqueeze(2)).squeeze(2);
   pooled.positions = leaders ? *leaders : leading_rows(weights);
+  return without_absent_outputs(pooled, lengths);
+}
+
+at::Tensor without_padding(const at::Tensor& x, const std::optional<at::Tensor>& lengths) {
+  return lengths ? x.masked_fill(padded_positions(*lengths, x.size(1)).unsqueeze(2), 0) : x;
+}
+
+Pooled without_absent_outputs(Pooled pooled, const std::optional<at::Tensor>& lengths) {
   if (!lengths) return pooled;
-  const auto absent = padded_positions(*lengths, k);
+  const auto absent = padded_positions(*lengths, pooled.values.size(1));
   pooled.values = pooled.values.masked_fill(absent.unsqueeze(2), 0);
   pooled.scores = pooled.scores.masked_fill(absent, 0);
   pooled.positions = pooled.positions.masked_fill(absent, -1);

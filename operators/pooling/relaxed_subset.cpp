@@ -1,15 +1,9 @@
 #include "operators/noise.h"
 #include "operators/pooling/mixture.h"
+#include "operators/pooling/relaxed_subset_mixture.h"
 #include "operators/pooling/selection.h"
 
 #include <torch/csrc/autograd/custom_function.h>
-
-#ifdef TRANSPOOL_CUDA
-#include "operators/pooling/relaxed_subset_cuda.h"
-
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace transpool {
 namespace {
@@ -32,78 +26,16 @@ at::Tensor log_rest(const at::Tensor& u, const at::Tensor& log_weights, const at
   return at::where(weights > 0.5, rest, at::log1p(-weights.clamp_max(0.5)));
 }
 
-#ifdef TRANSPOOL_CUDA
-
-bool kernel_takes(const at::Tensor& a) { return a.is_cuda() && relaxed_subset_fits(a.size(1)); }
-
-RelaxedSubsetArguments arguments_of(const at::Tensor& log_weights, const at::Tensor& leaders, const at::Tensor& log_rest,
-                                    double temperature) {
-  RelaxedSubsetArguments arguments;
-  arguments.log_weights = log_weights.data_ptr();
-  arguments.top = leaders.data_ptr<std::int64_t>();
-  arguments.log_rest = log_rest.data_ptr<double>();
-  arguments.batch = log_weights.size(0);
-  arguments.rounds = log_weights.size(1);
-  arguments.length = log_weights.size(2);
-  arguments.temperature = temperature;
-  arguments.float64_weights = log_weights.scalar_type() == at::kDouble;
-  return arguments;
-}
-
-void check(const char* error) { TORCH_CHECK(error == nullptr, "relaxed_subset: ", error); }
-
-#endif
-
-/// What the rounds give: weights and their logarithms (B, k, n), the row of largest weight (B, k), and the logarithm of the
-/// weight of all others (B, k) float64, which the kernels alone compute and read.
-struct Rounds {
-  at::Tensor weights, log_weights, leaders, log_rest;
-};
-
 /// Rounds p = softmax(a / t), a += log(1 - p). Plain autograd would keep several tensors (B, n) a round, all in
-/// float64; this keeps the logarithms of the weights alone. On CUDA all rounds are one launch, a cluster of blocks a batch
-/// row: a round needs the sums of the one before over all columns, so that a launch a round would be mostly waiting. The
-/// logarithms are kept there too: computed again from a, each round would cost its reductions once more in the backward
-/// pass.
+/// float64; this keeps the logarithms of the weights alone.
 class RelaxedSubsetFunction : public torch::autograd::Function<RelaxedSubsetFunction> {
  public:
   /// a (B, n) float64, finite. Gives weights (B, k, n) of `dtype` and the row of largest weight (B, k).
   static variable_list forward(AutogradContext* context, const at::Tensor& a, std::int64_t k,
                                const std::optional<at::Tensor>& lengths, double temperature, at::ScalarType dtype) {
-    const auto start = lengths ? a.masked_fill(valid_positions(*lengths, a.size(1)).logical_not_(), floor_logit) : a;
-    const auto rounds = run(start, k, temperature, dtype);
-    context->save_for_backward({rounds.log_weights, rounds.leaders, rounds.log_rest});
-    context->saved_data["temperature"] = temperature;
-    context->mark_non_differentiable({rounds.leaders});
-    return {rounds.weights, rounds.leaders};
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const auto saved = context->get_saved_variables();
-    const auto temperature = context->saved_data["temperature"].toDouble();
-    const auto gradient =
-        run_backward({.log_weights = saved[0], .leaders = saved[1], .log_rest = saved[2]}, gradients[0], temperature);
-    return {gradient, Variable(), Variable(), Variable(), Variable()};
-  }
-
- private:
-  static Rounds run(const at::Tensor& a, std::int64_t k, double temperature, at::ScalarType dtype) {
     auto log_weights = at::empty({a.size(0), k, a.size(1)}, a.options().dtype(dtype));
     auto leaders = at::empty({a.size(0), k}, a.options().dtype(at::kLong));
-#ifdef TRANSPOOL_CUDA
-    if (kernel_takes(a)) {
-      const c10::cuda::CUDAGuard guard(a.device());
-      const auto start = a.contiguous();
-      const auto weights = at::empty_like(log_weights);
-      const auto log_rest = at::empty({a.size(0), k}, a.options());
-      auto arguments = arguments_of(log_weights, leaders, log_rest, temperature);
-      arguments.a = start.const_data_ptr<double>();
-      arguments.weights = weights.data_ptr();
-      check(relaxed_subset_forward_cuda(arguments, c10::cuda::getCurrentCUDAStream().stream()));
-      return {weights, log_weights, leaders, log_rest};
-    }
-#endif
-    auto now = a;
+    auto now = lengths ? a.masked_fill(valid_positions(*lengths, a.size(1)).logical_not_(), floor_logit) : a;
     for (std::int64_t i = 0; i < k; ++i) {
       // Shifted before it is scaled, which keeps the digits of large scores.
       const auto u = (now - now.amax(1, /*keepdim=*/true)).div_(temperature).clamp_min_(floor_logit);
@@ -113,36 +45,31 @@ class RelaxedSubsetFunction : public torch::autograd::Function<RelaxedSubsetFunc
       leaders.select(1, i).copy_(top.squeeze(1));
       if (i + 1 < k) now = (now + log_rest(u, log_weight, top)).clamp_min_(floor_logit);
     }
-    return {log_weights.exp(), log_weights, leaders, at::Tensor()};
+    context->save_for_backward({log_weights, leaders});
+    context->saved_data["temperature"] = temperature;
+    context->mark_non_differentiable({leaders});
+    return {log_weights.exp(), leaders};
   }
 
-  static at::Tensor run_backward(const Rounds& rounds, const at::Tensor& weight_gradient, double temperature) {
-    const auto k = rounds.log_weights.size(1);
-#ifdef TRANSPOOL_CUDA
-    if (rounds.log_rest.defined()) {
-      const c10::cuda::CUDAGuard guard(rounds.log_rest.device());
-      const auto given = weight_gradient.contiguous();
-      const auto gradient = at::empty({given.size(0), given.size(2)}, rounds.log_rest.options());
-      auto arguments = arguments_of(rounds.log_weights, rounds.leaders, rounds.log_rest, temperature);
-      arguments.weight_gradient = given.const_data_ptr();
-      arguments.gradient = gradient.data_ptr<double>();
-      check(relaxed_subset_backward_cuda(arguments, c10::cuda::getCurrentCUDAStream().stream()));
-      return gradient;
-    }
-#endif
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto& log_weights = saved[0];
+    const auto& leaders = saved[1];
+    const auto temperature = context->saved_data["temperature"].toDouble();
     at::Tensor after;  // gradient in a / t after the round
-    for (std::int64_t i = k; i-- > 0;) {
-      const auto log_weight = rounds.log_weights.select(1, i).to(at::kDouble);
+    for (std::int64_t i = log_weights.size(1); i-- > 0;) {
+      const auto log_weight = log_weights.select(1, i).to(at::kDouble);
       const auto weight = log_weight.exp();
-      const auto own = weight_gradient.select(1, i).to(at::kDouble);
+      const auto own = gradients[0].select(1, i).to(at::kDouble);
       auto before = weight * (own - (weight * own).sum(1, /*keepdim=*/true));
       if (after.defined())
-        before = before + after + push_backward(after / temperature, log_weight, weight, rounds.leaders.narrow(1, i, 1));
+        before = before + after + push_backward(after / temperature, log_weight, weight, leaders.narrow(1, i, 1));
       after = before;
     }
-    return after / temperature;
+    return {after / temperature, Variable(), Variable(), Variable(), Variable()};
   }
 
+ private:
   /// The derivative of log(1 - p_j) in u is q - p for a row of more than half the weight, q being the weights without it,
   /// and (p - [j]) p_j / (1 - p_j) for every other.
   static at::Tensor push_backward(const at::Tensor& gradient, const at::Tensor& log_weight, const at::Tensor& weight,
@@ -169,14 +96,15 @@ class RelaxedSubset : public PoolingOperator {
   Pooled forward(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
-    auto a = clean_scores(scores, lengths).to(at::kDouble);
+    const auto clean = clean_scores(scores, lengths);
+    auto a = clean.to(at::kDouble);
     if (options_.flag("gumbel")) a = a + gumbel_noise(scores, options_);
-    const auto parts = RelaxedSubsetFunction::apply(a, k, lengths, options_.real("temperature"), scores.scalar_type());
+    const auto temperature = options_.real("temperature");
+    if (relaxed_subset_mixture_takes(x)) return relaxed_subset_mixture(x, clean, a, k, lengths, temperature);
+    const auto parts = RelaxedSubsetFunction::apply(a, k, lengths, temperature, scores.scalar_type());
     return mix_rows(x, scores, parts[0], lengths, parts[1]);
   }
-#ifdef TRANSPOOL_CUDA
-  std::string backend(const at::Device& device) const override { return device.is_cuda() ? "cuda" : "aten"; }
-#endif
+  std::string backend(const at::Device& device) const override { return relaxed_subset_runs_on(device) ? "cuda" : "aten"; }
 
  private:
   Options options_;

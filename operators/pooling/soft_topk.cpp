@@ -1,5 +1,6 @@
 #include "operators/pooling/mixture.h"
 #include "operators/pooling/selection.h"
+#include "operators/pooling/soft_topk_plan.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -37,10 +38,13 @@ Targets targets_of(const at::Tensor& scores, std::int64_t k, const std::optional
   return {mass, mass > 0, height};
 }
 
-/// (B, n) scores over the temperature, 0 for the highest, and (B, k + 1) potentials that part the ranks in the middle
-/// between neighbouring scores: the plan's own at temperature 0, and a start for any other.
+/// (B, n) scores over the temperature by rank, 0 for the highest, the source rows of the ranks, and (B, k + 1) potentials
+/// that part the ranks in the middle between neighbouring scores: the plan's own at temperature 0, and a start for any
+/// other.
 struct Start {
-  at::Tensor levels, potentials;
+  at::Tensor falling, order, potentials;
+
+  at::Tensor levels() const { return at::empty_like(falling).scatter_(1, order, falling); }
 };
 
 Start start_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths, double temperature) {
@@ -52,7 +56,7 @@ Start start_of(const at::Tensor& scores, std::int64_t k, const std::optional<at:
   const auto below = at::cat({falling.narrow(1, 1, n - 1), falling.narrow(1, n - 1, 1) - parting_gap}, 1);
   const auto bounds = (falling + below).narrow(1, 0, k) / 2;
   const auto potentials = -at::constant_pad_nd(bounds.flip(1).cumsum(1).flip(1), {0, 1});
-  return {at::empty_like(falling).scatter_(1, order, falling), potentials};
+  return {falling, order, potentials};
 }
 
 /// The plan (B, n, k + 1) times n: each valid row spread over the targets, softmax of levels * height + potentials.
@@ -93,27 +97,34 @@ at::Tensor newton_step(const at::Tensor& plan, const Targets& targets, const at:
   return potentials + step * (range.log1p() / range);
 }
 
-/// Scores (B, n) float64, clean -> weights (B, k, n) float64. Keeps the levels and potentials, O(n + k), and computes the
-/// plan again in the backward pass, which solves the optimality conditions differentiated.
+/// Scores (B, n) float64, clean -> weights (B, k, n) of `dtype`. Keeps the levels and potentials, O(n + k), and computes the
+/// plan again in the backward pass, which solves the optimality conditions differentiated. On CUDA the plan is never stored.
 class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
  public:
   static Variable forward(AutogradContext* context, const at::Tensor& scores, std::int64_t k,
                           const std::optional<at::Tensor>& lengths, double temperature, std::int64_t iterations,
-                          std::int64_t newton_steps) {
+                          std::int64_t newton_steps, at::ScalarType dtype) {
     const auto targets = targets_of(scores, k, lengths);
-    auto [levels, potentials] = start_of(scores, k, lengths, temperature);
-    potentials = potentials.masked_fill(targets.active.logical_not(), -std::numeric_limits<double>::infinity());
+    const auto start = start_of(scores, k, lengths, temperature);
+    auto potentials = start.potentials.masked_fill(targets.active.logical_not(), -std::numeric_limits<double>::infinity());
+    context->saved_data["k"] = k;
+    context->saved_data["temperature"] = temperature;
+    if (soft_topk_runs_on(scores.device())) {
+      const auto [weights, found] = soft_topk_plan(start.falling, start.order, potentials, targets.mass, lengths, iterations,
+                                                   newton_steps, ridge, dtype);
+      context->save_for_backward({start.falling, found, lengths.value_or(at::Tensor()), start.order});
+      return weights;
+    }
+    const auto levels = start.levels();
     auto plan = plan_of(levels, potentials, targets, lengths);
     for (std::int64_t i = 0; i < iterations + newton_steps; ++i) {
       potentials = i < iterations ? sinkhorn_step(plan, targets, potentials) : newton_step(plan, targets, potentials);
       plan = at::Tensor();  // its memory is the next plan's
       plan = plan_of(levels, potentials, targets, lengths);
     }
-    context->save_for_backward({levels, potentials, lengths.value_or(at::Tensor())});
-    context->saved_data["k"] = k;
-    context->saved_data["temperature"] = temperature;
+    context->save_for_backward({levels, potentials, lengths.value_or(at::Tensor()), at::Tensor()});
     const auto kept = plan.narrow(2, 0, k);
-    return (kept / kept.sum(1, true).clamp_min(ridge)).transpose(1, 2);
+    return (kept / kept.sum(1, true).clamp_min(ridge)).transpose(1, 2).to(dtype);
   }
 
   /// With the logits' gradient Q, and the potentials moving by dh = -H^-1 d(column sums): dL/dlevel_i = sum over j of
@@ -124,17 +135,23 @@ class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
     const auto& levels = saved[0];
     const auto lengths = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
     const auto targets = targets_of(levels, context->saved_data["k"].toInt(), lengths);
+    const auto temperature = context->saved_data["temperature"].toDouble();
+    if (saved[3].defined()) {
+      const auto gradient =
+          soft_topk_plan_backward(gradients[0], levels, saved[3], saved[1], targets.mass, lengths, ridge).div_(temperature);
+      return {gradient, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
+    }
     const auto plan = plan_of(levels, saved[1], targets, lengths);
-    auto gain = at::constant_pad_nd(gradients[0].transpose(1, 2), {0, 1});
+    auto gain = at::constant_pad_nd(gradients[0].to(at::kDouble).transpose(1, 2), {0, 1});
     gain.sub_(gain.gather(2, plan.argmax(2, true)));
     auto flow = gain.mul_(plan);
     flow.sub_(plan * flow.sum(2, true));
     const auto answer = solve_potentials(plan, targets, flow.sum(1));
     flow.sub_(plan * answer.unsqueeze(1));
     const auto mean_height = (plan * targets.height).sum(2, true);
-    auto gradient = flow.mul_(targets.height - mean_height).sum(2).div_(context->saved_data["temperature"].toDouble());
+    auto gradient = flow.mul_(targets.height - mean_height).sum(2).div_(temperature);
     if (lengths) gradient.masked_fill_(valid_positions(*lengths, levels.size(1)).logical_not_(), 0);
-    return {gradient, Variable(), Variable(), Variable(), Variable(), Variable()};
+    return {gradient, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
   }
 };
 
@@ -149,9 +166,10 @@ class SoftTopk : public PoolingOperator {
                  const std::optional<at::Tensor>& lengths) const override {
     check_pooling_arguments(x, scores, k, lengths);
     const auto weights = SoftTopkFunction::apply(clean_scores(scores, lengths).to(at::kDouble), k, lengths, temperature_,
-                                                 iterations_, newton_steps_);
-    return mix_rows(x, scores, weights.to(scores.scalar_type()), lengths);
+                                                 iterations_, newton_steps_, scores.scalar_type());
+    return mix_rows(x, scores, weights, lengths);
   }
+  std::string backend(const at::Device& device) const override { return soft_topk_runs_on(device) ? "cuda" : "aten"; }
 
  private:
   double temperature_;
@@ -191,16 +209,16 @@ class SoftTopkReference : public PoolingOperator {
   /// Scores without what is wide in their gaps, moved by constants.
   at::Tensor shortened(const at::Tensor& scores) const {
     const auto order = scores.detach().argsort(/*stable=*/true, 0, /*descending=*/true);
-    auto shift = at::zeros_like(scores.detach());
-    double moved = -scores.detach()[order[0]].item<double>();
-    for (std::int64_t i = 0; i < scores.size(0); ++i) {
-      if (i > 0) {
-        const double gap = (scores[order[i - 1]] - scores[order[i]]).item<double>();
-        moved += std::max(0.0, gap - parting_gap * temperature_);
-      }
-      shift[order[i]] = moved;
+    const auto sorted = scores.detach().index_select(0, order).to(at::kCPU);
+    const double* score = sorted.const_data_ptr<double>();
+    double moved = -score[0];
+    std::vector<double> shifts = {moved};
+    for (std::int64_t i = 1; i < scores.size(0); ++i) {
+      moved += std::max(0.0, score[i - 1] - score[i] - parting_gap * temperature_);
+      shifts.push_back(moved);
     }
-    return scores + shift;
+    const auto shift = at::tensor(shifts, at::kDouble).to(scores.device());
+    return scores + at::empty_like(shift).scatter_(0, order, shift);
   }
 
   static at::Tensor coupling(const at::Tensor& potentials, const at::Tensor& cost, double epsilon) {

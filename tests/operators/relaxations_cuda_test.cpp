@@ -1,6 +1,7 @@
 // ctest-labels: gpu
 #include "tests/operators/mixtures.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/cuda.h>
 
 #ifdef TRANSPOOL_CUDA
@@ -39,6 +40,7 @@ std::vector<Json> relaxations() {
   for (const double temperature : {1e-3, 0.3}) all.push_back({{"name", "softsort"}, {"temperature", temperature}});
   // Mild enough that rounds in a row do not amplify the last digits.
   for (const double temperature : {1.0, 3.0}) all.push_back({{"name", "relaxed_subset"}, {"temperature", temperature}});
+  for (const double temperature : {0.1, 1.0}) all.push_back({{"name", "soft_topk"}, {"temperature", temperature}});
   return all;
 }
 
@@ -94,7 +96,7 @@ void expect_as_on_the_cpu(const Json& value, const Sizes& s, const std::string& 
   for (const std::size_t i : {0, 1, 3, 4}) {
     const double largest = std::max(1.0, host[i].abs().max().item<double>());
     // Half types: a mixture that is a product takes the weights' gradients in them, rounded.
-    const bool rounded = half && i == 4 && value["name"] == "relaxed_subset";
+    const bool rounded = half && i == 4 && (value["name"] == "relaxed_subset" || value["name"] == "soft_topk");
     const double tolerance = rounded ? 0.1 : tolerance_of(i == 1 ? at::kFloat : dtype);
     EXPECT_TRUE(close(device[i].cpu().to(at::kDouble), host[i].to(at::kDouble), tolerance, tolerance * largest))
         << "result " << i;
@@ -119,6 +121,35 @@ TEST_F(RelaxationsOnCuda, GiveWhatTheyGiveOnTheCpu) {
 TEST_F(RelaxationsOnCuda, RankMoreRowsThanOneBlockHolds) {
   for (const auto& value : relaxations())
     for (const auto* kind : {"distinct", "ties"}) expect_as_on_the_cpu(value, {2, 20000, 40, 8}, kind, true, at::kDouble);
+}
+
+using RelaxedSubsetRounds = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                       at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, std::int64_t, double);
+
+/// Coefficients that the rounds of `relaxed_subset` need for each batch row; 0 where they go column by column.
+std::vector<int> relaxed_subset_degrees(const at::Tensor& scores, std::int64_t k, double temperature) {
+  const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("transpool::relaxed_subset_rounds", "").typed<RelaxedSubsetRounds>();
+  const auto a = on_cuda(scores.to(at::kDouble));
+  const auto degrees = std::get<2>(op.call(a, a, k, temperature)).cpu();
+  return {degrees.data_ptr<int>(), degrees.data_ptr<int>() + degrees.numel()};
+}
+
+TEST_F(RelaxationsOnCuda, RoundsOfSmoothWeightsAreInterpolatedAndAllOthersGoColumnByColumn) {
+  for (const auto degree : relaxed_subset_degrees(at::rand({3, 8192}), 512, 0.3)) EXPECT_GT(degree, 0);
+  for (const auto degree : relaxed_subset_degrees(at::rand({3, 8192}), 512, 1e-3)) EXPECT_EQ(degree, 0);
+  for (const auto degree : relaxed_subset_degrees(at::rand({3, 16}), 16, 0.3)) EXPECT_EQ(degree, 0);
+  const auto mixed = at::stack({at::rand({4096}), at::rand({4096}) * 100});
+  const auto degrees = relaxed_subset_degrees(mixed, 64, 0.3);
+  EXPECT_GT(degrees[0], 0);
+  EXPECT_EQ(degrees[1], 0);
+}
+
+TEST_F(RelaxationsOnCuda, RoundsOfSmoothWeightsAreThoseOfTheCpuAtTheDefaultTemperature) {
+  for (const auto* kind : {"distinct", "ties"})
+    for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16})
+      for (const bool with_lengths : {false, true})
+        expect_as_on_the_cpu({{"name", "relaxed_subset"}}, {2, 4099, 130, 8}, kind, with_lengths, dtype);
 }
 
 TEST_F(RelaxationsOnCuda, SayThatTheirKernelsRun) {

@@ -1,20 +1,17 @@
-#include "operators/pooling/relaxed_subset_cuda.h"
+#include "operators/pooling/relaxed_subset.cuh"
 
 #include <cooperative_groups.h>
-#include <cuda_runtime.h>
 
 namespace transpool {
 namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int lanes = 32;
-constexpr unsigned every_lane = 0xffffffffu;
 constexpr int threads = 512;
 constexpr int cluster_blocks = 8;  // the largest that every device of the architecture takes
 constexpr int most_items = 8;      // columns a thread holds
 constexpr int few_items = 4;       // as many before blocks are added: smaller clusters wait less, and all run at once
-constexpr double floor_logit = -1e300;
+constexpr int window = relaxed_subset_window;
 
 /// Sums of several numbers over the cluster of one batch row, always in the same order. Blocks write into each other's
 /// memory and wait once a call; calls take turns with two buffers, so that none is overwritten before all have read it.
@@ -121,20 +118,46 @@ struct Columns {
   __device__ int at(int item) const { return first + item * step; }
 };
 
+template <int Items>
+__device__ void keep_checkpoint(const RelaxedSubsetArguments& a, const Columns& columns, const double (&now)[Items],
+                                std::int64_t round) {
+  const auto windows = (a.rounds + window - 1) / window;
+  double* kept = a.checkpoints + (columns.batch_row * windows + round / window) * a.length;
+#pragma unroll
+  for (int i = 0; i < Items; ++i)
+    if (columns.at(i) < columns.length) kept[columns.at(i)] = now[i];
+}
+
+template <class S>
+__device__ void keep_round(const RelaxedSubsetArguments& a, std::int64_t b, std::int64_t round, const Lead& lead, int top,
+                           double mixed) {
+  const auto rows = a.batch * a.rounds, place = b * a.rounds + round;
+  a.leads[place] = lead.first;
+  a.leads[rows + place] = lead.log_all;
+  a.leads[2 * rows + place] = lead.log_rest;
+  a.top[place] = top;
+  static_cast<S*>(a.mixed)[place] = static_cast<S>(mixed);
+}
+
 /// One cluster a batch row, a in registers. Two reductions a round: who leads and by how much, then the weight of all
 /// others, as exponentials from the second highest, so that it keeps its digits however far the first is ahead.
 template <class S, int Items>
 __global__ void __launch_bounds__(threads) forward_kernel(RelaxedSubsetArguments a) {
   const Columns columns(a);
+  if (a.degree[columns.batch_row] > 0) return;
+  const auto* scores = static_cast<const S*>(a.scores) + columns.batch_row * a.length;
   double now[Items];
+  S score[Items];
 #pragma unroll
   for (int i = 0; i < Items; ++i) {
     const int j = columns.at(i);
     now[i] = j < columns.length ? a.a[columns.batch_row * a.length + j] : nothing;
+    score[i] = j < columns.length ? scores[j] : S(0);
   }
   cg::this_cluster().sync();  // no block writes into the memory of one that has not started
   for (std::int64_t round = 0; round < a.rounds; ++round) {
     const int turn = static_cast<int>(round % 2);
+    if (round % window == 0) keep_checkpoint(a, columns, now, round);
     Leaders leaders = {nothing, nothing, no_row};
 #pragma unroll
     for (int i = 0; i < Items; ++i)
@@ -142,76 +165,106 @@ __global__ void __launch_bounds__(threads) forward_kernel(RelaxedSubsetArguments
     leaders = leaders_of_cluster(leaders, turn);
     const auto logit = [&](double value) { return fmax((value - leaders.first) / a.temperature, floor_logit); };
     const double second = leaders.second > nothing ? logit(leaders.second) : floor_logit;
-    double u[Items], from_second[Items];
-    Sums<1> rest = {};
+    double from_second[Items];
+    Sums<2> rest = {};
 #pragma unroll
     for (int i = 0; i < Items; ++i) {
       const int j = columns.at(i);
-      u[i] = logit(now[i]);
-      from_second[i] = j < columns.length && j != leaders.row ? exp(u[i] - second) : 0.0;
+      from_second[i] = j < columns.length && j != leaders.row ? exp(logit(now[i]) - second) : 0.0;
       rest.of[0] += from_second[i];
+      rest.of[1] += from_second[i] * static_cast<double>(score[i]);
     }
     rest = sum_over_cluster(rest, turn);
     const double of_others = a.length > 1 ? rest.of[0] : 1.0;
     const double log_all = log1p(exp(second) * of_others);
-    const double log_rest = second + log(of_others) - log_all;
-    const double scale = exp(second - log_all);
-    const auto place = columns.batch_row * a.rounds + round;
-    if (columns.first == 0) {
-      a.top[place] = leaders.row;
-      a.log_rest[place] = log_rest;
-    }
+    const double scale = exp(second - log_all), largest = exp(-log_all);
+    const Lead lead(leaders.first, log_all, second + log(of_others) - log_all, a.temperature);
+    if (columns.first == 0)
+      keep_round<S>(a, columns.batch_row, round, lead, leaders.row,
+                    largest * static_cast<double>(scores[leaders.row]) + scale * rest.of[1]);
 #pragma unroll
-    for (int i = 0; i < Items; ++i) {
-      const int j = columns.at(i);
-      if (j >= columns.length) continue;
-      const double weight = j == leaders.row ? exp(-log_all) : from_second[i] * scale;
-      static_cast<S*>(a.weights)[place * a.length + j] = static_cast<S>(weight);
-      static_cast<S*>(a.log_weights)[place * a.length + j] = static_cast<S>(fmax(u[i] - log_all, -1e30));
-      now[i] = fmax(now[i] + (weight > 0.5 ? log_rest : log1p(-fmin(weight, 0.5))), floor_logit);
-    }
+    for (int i = 0; i < Items; ++i)
+      if (columns.at(i) < columns.length)
+        now[i] = lead.after(now[i], columns.at(i) == leaders.row ? largest : from_second[i] * scale);
   }
   cg::this_cluster().sync();  // no block leaves while another writes into its memory
 }
 
+/// The logarithms of a window's weights from the `a` that was kept before it. Each thread writes and reads its own columns.
+template <int Items>
+__device__ void weigh_window(const RelaxedSubsetArguments& a, const Columns& columns, std::int64_t first, std::int64_t end) {
+  const auto windows = (a.rounds + window - 1) / window;
+  const double* start = a.checkpoints + (columns.batch_row * windows + first / window) * a.length;
+  auto* log_weights = a.window_log_weights + columns.batch_row * window * a.length;
+  double now[Items];
+#pragma unroll
+  for (int i = 0; i < Items; ++i) now[i] = columns.at(i) < columns.length ? start[columns.at(i)] : nothing;
+  for (auto round = first; round < end; ++round) {
+    const Lead lead(a, columns.batch_row, round);
+#pragma unroll
+    for (int i = 0; i < Items; ++i) {
+      const int j = columns.at(i);
+      if (j >= columns.length) continue;
+      const double log_weight = lead.log_weight(now[i]);
+      log_weights[(round - first) * a.length + j] = log_weight;
+      now[i] = lead.after(now[i], exp(log_weight));
+    }
+  }
+}
+
 /// The rounds backwards; the derivatives are those of RelaxedSubsetFunction. One reduction a round.
-template <class S, int Items>
+template <class S, class E, int Items>
 __global__ void __launch_bounds__(threads) backward_kernel(RelaxedSubsetArguments a) {
   const Columns columns(a);
-  double after[Items] = {};
-  S next_log[Items], next_own[Items];
+  if (a.degree[columns.batch_row] > 0) return;
+  const double power = 1 / a.temperature;
+  const auto* log_weights = a.window_log_weights + columns.batch_row * window * a.length;
+  double after[Items] = {}, of_score[Items] = {};
+  S score[Items];
+  double next_log[Items];
+  E next_own[Items];
+#pragma unroll
+  for (int i = 0; i < Items; ++i) {
+    const int j = columns.at(i);
+    score[i] = j < columns.length ? static_cast<const S*>(a.scores)[columns.batch_row * a.length + j] : S(0);
+  }
   const auto load = [&](std::int64_t round) {
     const auto offset = (columns.batch_row * a.rounds + round) * a.length;
 #pragma unroll
     for (int i = 0; i < Items; ++i) {
       const int j = columns.at(i);
-      next_log[i] = j < columns.length ? static_cast<const S*>(a.log_weights)[offset + j] : S(-1e30);
-      next_own[i] = j < columns.length ? static_cast<const S*>(a.weight_gradient)[offset + j] : S(0);
+      next_log[i] = j < columns.length ? log_weights[round % window * a.length + j] : -1e30;
+      next_own[i] = j < columns.length ? static_cast<const E*>(a.weight_gradient)[offset + j] : E(0.0f);
     }
   };
-  load(a.rounds - 1);
   cg::this_cluster().sync();
   for (std::int64_t round = a.rounds; round-- > 0;) {
+    if (round + 1 == a.rounds || (round + 1) % window == 0) {
+      weigh_window<Items>(a, columns, round / window * window, round + 1);
+      load(round);
+    }
     const auto place = columns.batch_row * a.rounds + round;
     const auto top = static_cast<int>(a.top[place]);
-    const double log_rest = a.log_rest[place];
+    const double log_rest = a.leads[2 * a.batch * a.rounds + place];
+    const auto of_mixed = static_cast<double>(static_cast<const S*>(a.mixed_gradient)[place]);
     double log_weight[Items], weight[Items], own[Items], light[Items];
     Sums<3> sums = {};
 #pragma unroll
     for (int i = 0; i < Items; ++i) {
-      log_weight[i] = static_cast<double>(next_log[i]);
-      own[i] = static_cast<double>(next_own[i]);
+      log_weight[i] = next_log[i];
+      own[i] = static_cast<double>(static_cast<S>(next_own[i])) + of_mixed * static_cast<double>(score[i]);
     }
-    if (round > 0) load(round - 1);
+    if (round % window > 0) load(round - 1);
 #pragma unroll
     for (int i = 0; i < Items; ++i) {
       weight[i] = exp(log_weight[i]);
-      const double pushed = after[i] / a.temperature;
+      const double pushed = after[i] * power;
       const bool heavy = weight[i] > 0.5;
       light[i] = heavy ? 0 : pushed * weight[i] / (1 - weight[i]);
       sums.of[0] += weight[i] * own[i];
       sums.of[1] += light[i];
       sums.of[2] += heavy ? pushed : 0;
+      of_score[i] += weight[i] * of_mixed;
     }
     sums = sum_over_cluster(sums, static_cast<int>(round % 2));
     const auto [mean, lights, lead] = sums.of;
@@ -224,7 +277,9 @@ __global__ void __launch_bounds__(threads) backward_kernel(RelaxedSubsetArgument
 #pragma unroll
   for (int i = 0; i < Items; ++i) {
     const int j = columns.at(i);
-    if (j < columns.length) a.gradient[columns.batch_row * a.length + j] = after[i] / a.temperature;
+    if (j >= columns.length) continue;
+    a.gradient[columns.batch_row * a.length + j] = after[i] * power;
+    static_cast<S*>(a.score_gradient)[columns.batch_row * a.length + j] = static_cast<S>(of_score[i]);
   }
   cg::this_cluster().sync();
 }
@@ -244,32 +299,43 @@ const char* launch(Kernel* kernel, const RelaxedSubsetArguments& a, int blocks, 
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-template <class S, int Items>
-const char* run(const RelaxedSubsetArguments& a, bool forward, cudaStream_t stream) {
+template <int Items>
+int cluster_size(const RelaxedSubsetArguments& a) {
   int blocks = 1;
   while (blocks < cluster_blocks && blocks * threads * Items < a.length) blocks *= 2;
-  return forward ? launch(forward_kernel<S, Items>, a, blocks, stream)
-                 : launch(backward_kernel<S, Items>, a, blocks, stream);
+  return blocks;
 }
 
-template <class S>
-const char* run(const RelaxedSubsetArguments& a, bool forward, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (a.length <= threads) return run<S, 1>(a, forward, cuda_stream);
-  if (a.length <= cluster_blocks * threads * few_items) return run<S, few_items>(a, forward, cuda_stream);
-  return run<S, most_items>(a, forward, cuda_stream);
+/// call<Items>() with as many columns a thread as the length asks for.
+template <class Call>
+const char* by_items(const RelaxedSubsetArguments& a, Call call) {
+  if (a.length <= threads) return call.template operator()<1>();
+  if (a.length <= cluster_blocks * threads * few_items) return call.template operator()<few_items>();
+  return call.template operator()<most_items>();
 }
 
 }  // namespace
 
 bool relaxed_subset_fits(std::int64_t length) { return length <= most_items * cluster_blocks * threads; }
 
-const char* relaxed_subset_forward_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
-  return arguments.float64_weights ? run<double>(arguments, true, stream) : run<float>(arguments, true, stream);
+const char* relaxed_subset_by_column_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
+  return by_items(arguments, [&]<int Items>() {
+    const auto blocks = cluster_size<Items>(arguments);
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    return arguments.element == Element::float64 ? launch(forward_kernel<double, Items>, arguments, blocks, cuda_stream)
+                                                 : launch(forward_kernel<float, Items>, arguments, blocks, cuda_stream);
+  });
 }
 
-const char* relaxed_subset_backward_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
-  return arguments.float64_weights ? run<double>(arguments, false, stream) : run<float>(arguments, false, stream);
+const char* relaxed_subset_by_column_backward_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
+  return by_items(arguments, [&]<int Items>() {
+    const char* error = nullptr;
+    by_element(arguments.element, [&]<class S, class E>() {
+      error =
+          launch(backward_kernel<S, E, Items>, arguments, cluster_size<Items>(arguments), static_cast<cudaStream_t>(stream));
+    });
+    return error;
+  });
 }
 
 }  // namespace transpool
