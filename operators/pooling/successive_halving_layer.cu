@@ -30,7 +30,7 @@ __device__ Sum element_at(const void* elements, Element type, std::int64_t i) {
   }
 }
 
-constexpr int score_threads = 256;
+constexpr int score_threads = 128;
 constexpr int score_rows = 4;  // in flight in a warp
 
 /// A few consecutive rows of one batch row a warp; `blocks_each` blocks a batch row.
@@ -139,7 +139,7 @@ __device__ Sum logit_gain(Sum score, float floor, Sum gain) {
 }
 
 constexpr int layer_threads = 128;
-constexpr int layer_stages = 2;                 // outputs whose rows are in shared memory at once
+constexpr int layer_stages = 1;                 // outputs whose rows are in shared memory at once
 constexpr std::int64_t kept_bytes = 64 * 1024;  // that they take, at most
 constexpr std::int64_t warp_leaves = 64;        // the tree of so many leaves is worked on by one warp
 
