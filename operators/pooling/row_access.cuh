@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 namespace transpool {
 
@@ -25,6 +26,32 @@ struct Accumulator<double> {
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T element[V];
+};
+
+/// A pack as it was read. Of half-precision elements the compiler would keep each in a register of its own.
+template <class T, int V>
+struct RawPack {
+  using Sum = typename Accumulator<T>::type;
+  static constexpr bool halves = sizeof(T) == 2 && V > 1;
+  using Word = std::conditional_t<halves, unsigned, T>;
+  static constexpr int words = halves ? V / 2 : V;
+  Word word[words] = {};
+
+  __device__ void read(const T* from) {
+    const auto read = *reinterpret_cast<const Pack<Word, words>*>(from);
+#pragma unroll
+    for (int w = 0; w < words; ++w) word[w] = read.element[w];
+  }
+
+  __device__ Sum at(int v) const {
+    if constexpr (!halves) {
+      return static_cast<Sum>(word[v]);
+    } else {
+      const unsigned two = word[v / 2];
+      if constexpr (std::is_same_v<T, __nv_bfloat16>) return __uint_as_float(v % 2 ? two & 0xffff0000u : two << 16);
+      else return __half2float(__ushort_as_half(static_cast<unsigned short>(v % 2 ? two >> 16 : two)));
+    }
+  }
 };
 
 /// launch<T, V>() for rows of `width` elements: V fills 16 bytes where the width and the addresses (null counts as aligned)

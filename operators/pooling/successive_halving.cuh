@@ -12,6 +12,14 @@ struct alignas(2 * sizeof(Weight)) Leaf {
   Weight weight;
 };
 
+/// Multiprocessors of the current device.
+inline int processors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 __device__ inline double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 
 __device__ inline double finite_or_zero(double value) { return isfinite(value) ? value : 0.0; }
@@ -34,6 +42,12 @@ __device__ inline double short_exp2(double x) {
 #pragma unroll
   for (int i = 10; i >= 0; --i) sum = fma(sum, f, exp2_terms[i]);
   return __hiloint2double(__double2hiint(sum) + (__double2loint(shifted) << 20), __double2loint(sum));
+}
+
+/// Whether 2^x is a normal number.
+__device__ inline bool is_moderate(double x) {
+  constexpr int high_of_1022 = 0x408ff000;
+  return (__double2hiint(x) & 0x7fffffff) < high_of_1022;
 }
 
 /// 1 / x for x from 1 to 2^1021.
@@ -59,14 +73,12 @@ static __device__ __noinline__ Shares extreme_shares(double a, double b, double 
 /// The meeting of the stronger and the weaker of two; who meets padding keeps all.
 __device__ inline Shares shares_of(double a, double b, double log2_base, bool real = true) {
   constexpr double log2_e = 1.4426950408889634;
-  constexpr int high_of_1022 = 0x408ff000;
   const double x = log2_base * a, y = log2_base * b;
   if (!real) return {1, 0, a};
-  if (max(__double2hiint(x) & 0x7fffffff, __double2hiint(y) & 0x7fffffff) >= high_of_1022)
-    return extreme_shares(a, b, log2_base);
+  if (!is_moderate(x) || !is_moderate(y)) return extreme_shares(a, b, log2_base);
   double exponent = -log2_e * (short_exp2(x) - short_exp2(y));
   // Scores are compared as float32: the stronger may be lower in its last bits.
-  if ((__double2hiint(exponent) & 0x7fffffff) >= high_of_1022) exponent = exponent > 0 ? 1021 : -1021;
+  if (!is_moderate(exponent)) exponent = exponent > 0 ? 1021 : -1021;
   const double share = short_reciprocal(1 + short_exp2(exponent));
   return {share, 1 - share, share * a + (1 - share) * b};
 }

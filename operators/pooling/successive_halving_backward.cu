@@ -1,4 +1,4 @@
-#include "operators/pooling/successive_halving.cuh"
+#include "operators/pooling/successive_halving_team.cuh"
 
 #include <cmath>
 
@@ -139,6 +139,7 @@ __global__ void __launch_bounds__(backward_threads) backward_kernel(SuccessiveHa
 
 template <class T, int V>
 void launch_backward(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
+  if (const auto team = team_launch_of<T, V, /*Scorer=*/false>(a); team.kernel) return team.run({a}, stream);
   const auto blocks = static_cast<unsigned>(a.batch * a.slots);
   const auto bytes = a.tree ? 0 : (std::size_t{8} << a.rounds) * sizeof(double);
   const double log2_base = std::log2(a.base);

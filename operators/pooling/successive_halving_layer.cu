@@ -1,5 +1,5 @@
-#include "operators/pooling/successive_halving.cuh"
-#include "operators/pooling/successive_halving_layer_cuda.h"
+#include "operators/pooling/successive_halving_layer.cuh"
+#include "operators/pooling/successive_halving_team.cuh"
 
 #include <algorithm>
 #include <cmath>
@@ -9,64 +9,79 @@ namespace {
 
 using LayerArguments = SuccessiveHalvingLayerArguments;
 
-/// The value as it reads after a cast to a type of less precision and back. Half types have no less here.
-template <class T>
-__device__ T rounded(T value, Element) {
-  return value;
-}
-template <>
-__device__ float rounded(float value, Element to) {
-  if (to == Element::bfloat16) return __bfloat162float(__float2bfloat16_rn(value));
-  return to == Element::float16 ? __half2float(__float2half_rn(value)) : value;
-}
+constexpr int score_threads = 256;
+constexpr int score_rows = 4;  // a warp reads at once
 
+/// The scores of consecutive rows from each lane's part of their products. By a whole warp.
 template <class Sum>
-__device__ Sum element_at(const void* elements, Element type, std::int64_t i) {
-  switch (type) {
-    case Element::float64: return static_cast<Sum>(static_cast<const double*>(elements)[i]);
-    case Element::float32: return static_cast<Sum>(static_cast<const float*>(elements)[i]);
-    case Element::float16: return static_cast<Sum>(__half2float(static_cast<const __half*>(elements)[i]));
-    default: return static_cast<Sum>(__bfloat162float(static_cast<const __nv_bfloat16*>(elements)[i]));
-  }
+__device__ void write_scores(const LayerArguments& l, std::int64_t batch, std::int64_t first, Sum (&part)[score_rows],
+                             Sum bias) {
+  const auto& a = l.pooling;
+  const std::int64_t valid = min(a.length, a.lengths ? a.lengths[batch] : a.length);
+  const auto all = static_cast<float>(sum_each_in_warp(part) + bias);
+  float logit = all;
+  if (l.precision == Element::bfloat16) logit = __bfloat162float(__float2bfloat16_rn(all));
+  if (l.precision == Element::float16) logit = __half2float(__float2half_rn(all));
+  const std::int64_t row = first + threadIdx.x % 32;
+  if (threadIdx.x % 32 < score_rows && row < a.length)
+    l.scores[batch * a.length + row] = row < valid ? 1 / (1 + expf(-logit)) + l.floor : 0.0f;
 }
 
-constexpr int score_threads = 128;
-constexpr int score_rows = 4;  // in flight in a warp
+/// Where a warp stands in its rows: so many of one batch row at once, 32 packs of each at a time.
+struct ScoreStep {
+  unsigned task;  // numbers the groups of rows of all batch rows
+  std::int64_t column;
+};
 
-/// A few consecutive rows of one batch row a warp; `blocks_each` blocks a batch row.
+/// Each warp scores every so many-th group of consecutive rows, and reads one step ahead of what it sums.
 template <class T, int V>
-__global__ void __launch_bounds__(score_threads) score_kernel(LayerArguments l, unsigned blocks_each) {
+__global__ void __launch_bounds__(score_threads) score_kernel(LayerArguments l, unsigned tasks, unsigned tasks_each) {
   using Sum = typename Accumulator<T>::type;
+  using Packs = RawPack<T, V>[score_rows];
   extern __shared__ double memory[];
   const auto& a = l.pooling;
+  const int lane = threadIdx.x % 32;
+  const unsigned warps = gridDim.x * (score_threads / 32);
+  const auto read = [&](const ScoreStep& step, Packs& to) {
+    if (step.task >= tasks) return;
+    const unsigned batch = step.task / tasks_each;
+    const std::int64_t first = step.task % tasks_each * score_rows;
+    const std::int64_t valid = min(a.length, a.lengths ? a.lengths[batch] : a.length);
+    const std::int64_t column = step.column + lane * V;
+    const T* x = static_cast<const T*>(a.x) + (batch * a.length + first) * a.width + column;
+#pragma unroll
+    for (int r = 0; r < score_rows; ++r) {
+      to[r] = {};
+      if (first + r < valid && column < a.width) to[r].read(x + r * a.width);
+    }
+  };
+  ScoreStep step{blockIdx.x * (score_threads / 32) + threadIdx.x / 32, 0};
+  Packs now, next;
+  read(step, now);
   auto* weight = reinterpret_cast<Sum*>(memory);
   for (std::int64_t i = threadIdx.x; i < a.width; i += score_threads) weight[i] = element_at<Sum>(l.weight, l.precision, i);
   __syncthreads();
-  const int lane = threadIdx.x % 32;
-  const unsigned batch = blockIdx.x / blocks_each;
-  const std::int64_t first = ((blockIdx.x % blocks_each) * (score_threads / 32) + threadIdx.x / 32) * score_rows;
-  const std::int64_t valid = min(a.length, a.lengths ? a.lengths[batch] : a.length);
-  const T* x = static_cast<const T*>(a.x) + (batch * a.length + first) * a.width;
-  Sum sum[score_rows] = {};
-#pragma unroll 2
-  for (std::int64_t column = lane * V; column < a.width; column += 32 * V) {
-    Pack<T, V> pack[score_rows] = {};
-#pragma unroll
-    for (int r = 0; r < score_rows; ++r)
-      if (first + r < valid) pack[r] = *reinterpret_cast<const Pack<T, V>*>(x + r * a.width + column);
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-#pragma unroll
-      for (int r = 0; r < score_rows; ++r)
-        sum[r] += rounded(static_cast<Sum>(pack[r].element[v]), l.precision) * weight[column + v];
-  }
   const Sum bias = element_at<Sum>(l.bias, l.precision, 0);
+  Sum sum[score_rows] = {};
+  while (step.task < tasks) {
+    const bool last = step.column + 32 * V >= a.width;
+    const ScoreStep after = last ? ScoreStep{step.task + warps, 0} : ScoreStep{step.task, step.column + 32 * V};
+    read(after, next);
+    if (const auto column = step.column + lane * V; column < a.width)
 #pragma unroll
-  for (int r = 0; r < score_rows; ++r) {
-    const auto all = static_cast<float>(sum_in_warp(sum[r]) + bias);
-    const float logit = rounded(all, l.precision);
-    if (lane == r && first + r < a.length)
-      l.scores[batch * a.length + first + r] = first + r < valid ? 1 / (1 + expf(-logit)) + l.floor : 0.0f;
+      for (int v = 0; v < V; ++v) {
+        const Sum factor = weight[column + v];
+#pragma unroll
+        for (int r = 0; r < score_rows; ++r) sum[r] += rounded<T>(now[r].at(v), l.precision) * factor;
+      }
+    if (last) {
+      write_scores(l, step.task / tasks_each, step.task % tasks_each * score_rows, sum, bias);
+#pragma unroll
+      for (int r = 0; r < score_rows; ++r) sum[r] = 0;
+    }
+#pragma unroll
+    for (int r = 0; r < score_rows; ++r) now[r] = next[r];
+    step = after;
   }
 }
 
@@ -131,72 +146,22 @@ __device__ void tree_backward(const WeightTree<Sum>& t, int rounds, Sum slot_gra
   }
 }
 
-/// What the loss gains from a unit of logit: d score / d logit times `gain`, the gradient of the score.
-template <class Sum>
-__device__ Sum logit_gain(Sum score, float floor, Sum gain) {
-  const Sum share = min(max(score - static_cast<Sum>(floor), Sum(0)), Sum(1));
-  return gain * share * (1 - share);
-}
-
 constexpr int layer_threads = 128;
-constexpr int layer_stages = 1;                 // outputs whose rows are in shared memory at once
-constexpr std::int64_t kept_bytes = 64 * 1024;  // that they take, at most
-constexpr std::int64_t warp_leaves = 64;        // the tree of so many leaves is worked on by one warp
+constexpr std::int64_t warp_leaves = 64;  // the tree of so many leaves is worked on by one warp
 
-/// What a block of the backward pass has in shared memory.
-template <class T>
+/// What a block of the backward pass has in shared memory where no team takes the rows.
+template <class Sum>
 struct LayerMemory {
-  using Sum = typename Accumulator<T>::type;
-  T* rows;      // of the leaves of each stage; none where they are not kept
   Sum* tree;    // see WeightTree
   Sum* weight;  // of the scorer
   Sum* sums;    // of weight's and bias' gradient, by group of threads
 
-  static __host__ __device__ std::int64_t bytes(std::int64_t leaves, std::int64_t width, int groups, bool keep) {
-    return (keep ? layer_stages * leaves * width * static_cast<std::int64_t>(sizeof(T)) : 0) +
-           (tree_numbers * leaves + width + groups * (width + 1)) * static_cast<std::int64_t>(sizeof(Sum));
+  static __host__ __device__ std::int64_t bytes(std::int64_t leaves, std::int64_t width, int groups) {
+    return (tree_numbers * leaves + width + groups * (width + 1)) * static_cast<std::int64_t>(sizeof(Sum));
   }
 
-  __device__ LayerMemory(void* memory, std::int64_t leaves, std::int64_t width, bool keep)
-      : rows(static_cast<T*>(memory)),
-        tree(reinterpret_cast<Sum*>(rows + (keep ? layer_stages * leaves * width : 0))),
-        weight(tree + tree_numbers * leaves),
-        sums(weight + width) {}
-};
-
-__device__ unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
-
-/// A barrier in shared memory that bytes on their way are counted at.
-struct Arrival {
-  unsigned address;
-
-  __device__ explicit Arrival(const unsigned long long* barrier) : address(shared_address(barrier)) {}
-  __device__ void init() const {
-    asm volatile(
-        "mbarrier.init.shared.b64 [%0], 1;\n"
-        "fence.proxy.async.shared::cta;" ::"r"(address)
-        : "memory");
-  }
-  __device__ void expect(unsigned bytes) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
-  }
-  __device__ void wait(unsigned parity) const {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "WAIT: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        "@!done bra WAIT;\n"
-        "}" ::"r"(address),
-        "r"(parity)
-        : "memory");
-  }
-  /// Brings `bytes`, a multiple of 16, from global memory.
-  __device__ void bring(void* to, const void* from, unsigned bytes) const {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-        "l"(from), "r"(bytes), "r"(address)
-        : "memory");
-  }
+  __device__ LayerMemory(Sum* memory, std::int64_t leaves, std::int64_t width)
+      : tree(memory), weight(tree + tree_numbers * leaves), sums(weight + width) {}
 };
 
 /// Whether a leaf's row may be read: it is valid and counts for something.
@@ -219,15 +184,14 @@ __device__ Sum row_dot(const T* x, const T* out_gradient, std::int64_t width) {
   return sum_in_warp(dot);
 }
 
-/// One output in a block's hands. `Keep`: the rows of its leaves are brought into shared memory and read there.
-template <class T, int V, bool Keep>
+/// One output in a block's hands.
+template <class T, int V>
 struct LayerOutput {
   using Sum = typename Accumulator<T>::type;
 
   const LayerArguments& l;
   const SuccessiveHalvingArguments& a;
-  const LayerMemory<T>& memory;
-  const T* kept;
+  const LayerMemory<Sum>& memory;
   const std::int64_t leaves;
   const WeightTree<Sum> tree;
   const Leaf<Sum>* leaf;
@@ -236,11 +200,10 @@ struct LayerOutput {
   T* x_gradient;
   Sum slot_gradient;
 
-  __device__ LayerOutput(const LayerArguments& l, const LayerMemory<T>& memory, unsigned slot, int stage)
+  __device__ LayerOutput(const LayerArguments& l, const LayerMemory<Sum>& memory, unsigned slot)
       : l(l), a(l.pooling), memory(memory), leaves(std::int64_t{1} << a.rounds), tree(memory.tree, leaves) {
     const auto batch = slot / static_cast<unsigned>(a.slots);
     const auto rows = batch * a.length;
-    kept = memory.rows + stage * leaves * a.width;
     leaf = static_cast<const Leaf<Sum>*>(a.leaves) + slot * leaves;
     scores = static_cast<const float*>(a.scores) + rows;
     x = static_cast<const T*>(a.x) + rows * a.width;
@@ -249,30 +212,16 @@ struct LayerOutput {
     slot_gradient = a.slot_gradient ? static_cast<Sum>(static_cast<const float*>(a.slot_gradient)[slot]) : Sum(0);
   }
 
-  __device__ const T* row_of(const Leaf<Sum>& of, std::int64_t c) const {
-    return Keep ? kept + c * a.width : x + of.row * a.width;
-  }
+  __device__ const T* row_of(const Leaf<Sum>& of) const { return x + of.row * a.width; }
 
   __device__ bool counts(const Leaf<Sum>& of) const { return readable(of) && !isnan(scores[of.row]); }
-
-  /// Sends for the rows that count for something. By one warp.
-  __device__ void fetch(const Arrival& arrival) const {
-    const auto bytes = static_cast<unsigned>(a.width * sizeof(T));
-    unsigned count = 0;
-    for (std::int64_t c = threadIdx.x; c < leaves; c += 32) count += readable(leaf[c]);
-    count = __reduce_add_sync(0xffffffffu, count);
-    if (threadIdx.x == 0) arrival.expect(count * bytes);
-    __syncwarp();
-    for (std::int64_t c = threadIdx.x; c < leaves; c += 32)
-      if (readable(leaf[c])) arrival.bring(const_cast<T*>(kept) + c * a.width, x + leaf[c].row * a.width, bytes);
-  }
 
   /// The leaves' scores, weights, and what the loss gains from a unit of weight. One warp a leaf.
   __device__ void read_leaves(Sum least) const {
     for (std::int64_t c = threadIdx.x / 32; c < leaves; c += layer_threads / 32) {
       const auto own = leaf[c];
       const bool mixed = readable(own) && own.weight >= least;
-      const Sum dot = mixed ? row_dot<T, V, Sum>(row_of(own, c), out_gradient, a.width) : Sum(0);
+      const Sum dot = mixed ? row_dot<T, V, Sum>(row_of(own), out_gradient, a.width) : Sum(0);
       if (threadIdx.x % 32 != 0) continue;
       tree.score[c] = counts(own) ? static_cast<Sum>(scores[own.row]) : Sum(0);
       tree.weight[c] = own.row >= 0 ? own.weight : Sum(0);
@@ -308,12 +257,12 @@ struct LayerOutput {
         if (row >= a.length) continue;
         const Sum share = tree.weight[c] >= least ? tree.weight[c] : Sum(0), gain = tree.gain[c];
         Pack<T, V> from_x = {}, result;
-        if (gain != Sum(0)) from_x = *reinterpret_cast<const Pack<T, V>*>(row_of(own, c) + column);
+        if (gain != Sum(0)) from_x = *reinterpret_cast<const Pack<T, V>*>(row_of(own) + column);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const Sum from_out = share != Sum(0) ? share * out[v] : Sum(0);
           result.element[v] = static_cast<T>(gain != Sum(0) ? from_out + gain * weight[v] : from_out);
-          sum[v] += gain * rounded(static_cast<Sum>(from_x.element[v]), l.precision);
+          sum[v] += gain * rounded<T>(static_cast<Sum>(from_x.element[v]), l.precision);
         }
         *reinterpret_cast<Pack<T, V>*>(x_gradient + row * a.width + column) = result;
       }
@@ -328,33 +277,21 @@ struct LayerOutput {
 };
 
 /// Each block works on every so many-th output, and adds up what they give to the scorer's gradients.
-template <class T, int V, bool Keep>
+template <class T, int V>
 __global__ void __launch_bounds__(layer_threads) layer_backward_kernel(LayerArguments l, double log2_base, int groups) {
   using Sum = typename Accumulator<T>::type;
-  using Output = LayerOutput<T, V, Keep>;
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ unsigned long long barriers[layer_stages];
+  extern __shared__ double shared[];
   const auto& a = l.pooling;
   const std::int64_t leaves = std::int64_t{1} << a.rounds, sums = groups * (a.width + 1);
-  const LayerMemory<T> memory(shared, leaves, a.width, Keep);
+  const LayerMemory<Sum> memory(reinterpret_cast<Sum*>(shared), leaves, a.width);
   for (std::int64_t i = threadIdx.x; i < a.width; i += layer_threads)
     memory.weight[i] = element_at<Sum>(l.weight, l.precision, i);
   for (std::int64_t i = threadIdx.x; i < sums; i += layer_threads) memory.sums[i] = 0;
-  if (Keep && threadIdx.x < layer_stages) Arrival(&barriers[threadIdx.x]).init();
   __syncthreads();
   const auto outputs = static_cast<unsigned>(a.batch * a.slots);
-  const auto fetch = [&](unsigned number) {  // the number-th output of this block
-    const auto slot = blockIdx.x + number * gridDim.x;
-    if (!Keep || threadIdx.x >= 32 || slot >= outputs) return;
-    const int stage = static_cast<int>(number % layer_stages);
-    Output(l, memory, slot, stage).fetch(Arrival(&barriers[stage]));
-  };
-  for (unsigned number = 0; number + 1 < layer_stages; ++number) fetch(number);
-  for (unsigned number = 0, slot = blockIdx.x; slot < outputs; ++number, slot += gridDim.x) {
-    fetch(number + layer_stages - 1);
-    const Output output(l, memory, slot, static_cast<int>(number % layer_stages));
+  for (unsigned slot = blockIdx.x; slot < outputs; slot += gridDim.x) {
+    const LayerOutput<T, V> output(l, memory, slot);
     const Sum least = least_weight(output.leaf, leaves, a.epsilon);
-    if (Keep) Arrival(&barriers[number % layer_stages]).wait(number / layer_stages % 2);
     output.read_leaves(least);
     __syncthreads();
     if (leaves > warp_leaves) output.play(static_cast<Sum>(log2_base), layer_threads, [] { __syncthreads(); });
@@ -395,59 +332,67 @@ __global__ void __launch_bounds__(32 * sum_warps) sum_kernel(LayerArguments l, s
   }
 }
 
-/// How the backward pass is launched.
+/// How the backward pass is launched where no team takes the rows.
 struct LayerLaunch {
   int groups = 1;  ///< of the block's threads, each with some of the leaves
-  bool keep = false;
   std::int64_t blocks = 0;
   std::int64_t bytes = 0;
-  const void* kernel = nullptr;
 };
 
 template <class T, int V>
-LayerLaunch layer_launch_of(const LayerArguments& l) {
-  const auto& a = l.pooling;
+LayerLaunch layer_launch_of(const SuccessiveHalvingArguments& a) {
+  using Sum = typename Accumulator<T>::type;
   const std::int64_t leaves = std::int64_t{1} << a.rounds;
   LayerLaunch launch;
-  launch.keep = V > 1 && layer_stages * leaves * a.width * static_cast<std::int64_t>(sizeof(T)) <= kept_bytes;
   while (launch.groups < layer_threads / 32 && launch.groups < leaves && layer_threads / launch.groups / 2 * V >= a.width)
     launch.groups *= 2;
-  launch.bytes = LayerMemory<T>::bytes(leaves, a.width, launch.groups, launch.keep);
-  launch.kernel = reinterpret_cast<const void*>(layer_backward_kernel<T, V, false>);
-  if constexpr (V > 1)
-    if (launch.keep) launch.kernel = reinterpret_cast<const void*>(layer_backward_kernel<T, V, true>);
-  cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.bytes));
-  int device = 0, processors = 1, resident = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, layer_threads,
-                                                static_cast<std::size_t>(launch.bytes));
-  const std::int64_t outputs = a.batch * a.slots, at_once = std::int64_t{processors} * std::max(resident, 1);
+  launch.bytes = LayerMemory<Sum>::bytes(leaves, a.width, launch.groups);
+  const auto kernel = layer_backward_kernel<T, V>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.bytes));
+  int resident = 1;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, layer_threads, static_cast<std::size_t>(launch.bytes));
+  const std::int64_t outputs = a.batch * a.slots, at_once = std::int64_t{processors()} * std::max(resident, 1);
   const auto each = (outputs + at_once - 1) / at_once;
   launch.blocks = (outputs + each - 1) / each;  // as few as take no longer, so that all have as many outputs
   return launch;
 }
 
+/// Rows of partial sums of the scorer's gradients.
+template <class T, int V>
+std::int64_t partial_sums_of(const LayerArguments& l) {
+  if (const auto team = team_launch_of<T, V, /*Scorer=*/true>(l.pooling); team.kernel) return team.blocks;
+  const auto launch = layer_launch_of<T, V>(l.pooling);
+  return launch.blocks * launch.groups;
+}
+
 template <class T, int V>
 void launch_layer_backward(const LayerArguments& l, cudaStream_t stream) {
   using Sum = typename Accumulator<T>::type;
-  const auto launch = layer_launch_of<T, V>(l);
-  double log2_base = std::log2(l.pooling.base);
-  int groups = launch.groups;
-  void* arguments[] = {const_cast<LayerArguments*>(&l), &log2_base, &groups};
-  cudaLaunchKernel(launch.kernel, dim3(static_cast<unsigned>(launch.blocks)), dim3(layer_threads), arguments,
-                   static_cast<std::size_t>(launch.bytes), stream);
+  std::int64_t sums = 0;
+  if (const auto team = team_launch_of<T, V, /*Scorer=*/true>(l.pooling); team.kernel) {
+    team.run(l, stream);
+    sums = team.blocks;
+  } else {
+    const auto launch = layer_launch_of<T, V>(l.pooling);
+    sums = launch.blocks * launch.groups;
+    layer_backward_kernel<T, V>
+        <<<static_cast<unsigned>(launch.blocks), layer_threads, static_cast<std::size_t>(launch.bytes), stream>>>(
+            l, std::log2(l.pooling.base), launch.groups);
+  }
   const auto columns = static_cast<unsigned>(l.pooling.width / 32 + 1);
-  sum_kernel<Sum><<<columns, 32 * sum_warps, 0, stream>>>(l, launch.blocks * launch.groups);
+  sum_kernel<Sum><<<columns, 32 * sum_warps, 0, stream>>>(l, sums);
 }
 
 template <class T, int V>
 void launch_scores(const LayerArguments& l, cudaStream_t stream) {
   const auto bytes = static_cast<std::size_t>(l.pooling.width) * sizeof(typename Accumulator<T>::type);
-  constexpr int rows = score_threads / 32 * score_rows;
-  const auto blocks_each = static_cast<unsigned>((l.pooling.length + rows - 1) / rows);
-  const auto blocks = static_cast<unsigned>(l.pooling.batch) * blocks_each;
-  score_kernel<T, V><<<blocks, score_threads, bytes, stream>>>(l, blocks_each);
+  const auto tasks_each = static_cast<unsigned>((l.pooling.length + score_rows - 1) / score_rows);
+  const auto tasks = static_cast<unsigned>(l.pooling.batch) * tasks_each;
+  int resident = 1;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, score_kernel<T, V>, score_threads, bytes);
+  const unsigned needed = (tasks + score_threads / 32 - 1) / (score_threads / 32);
+  const auto blocks = std::min(needed, static_cast<unsigned>(processors() * std::max(resident, 1)));
+  score_kernel<T, V><<<blocks, score_threads, bytes, stream>>>(l, tasks, tasks_each);
 }
 
 template <class Launch>
@@ -461,16 +406,13 @@ const char* by_layer_access(const LayerArguments& l, Launch launch) {
 bool has_successive_halving_layer_cuda(std::int64_t width, int rounds, Element element) {
   const std::int64_t sum = element == Element::float64 ? sizeof(double) : sizeof(float);
   constexpr std::int64_t largest = 227 * 1024, groups = 2;  // there are no more where rows are that long
-  const auto needed = kept_bytes + ((std::int64_t{tree_numbers} << rounds) + width + groups * (width + 1)) * sum;
+  const auto needed = ((std::int64_t{tree_numbers} << rounds) + width + groups * (width + 1)) * sum;
   return needed <= largest && width * sum <= 48 * 1024;
 }
 
 std::int64_t successive_halving_layer_sums(const LayerArguments& l) {
   std::int64_t rows = 0;
-  by_layer_access(l, [&]<class T, int V>() {
-    const auto launch = layer_launch_of<T, V>(l);
-    rows = launch.blocks * launch.groups;
-  });
+  by_layer_access(l, [&]<class T, int V>() { rows = partial_sums_of<T, V>(l); });
   return rows;
 }
 

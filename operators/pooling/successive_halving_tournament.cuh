@@ -17,14 +17,6 @@ __device__ inline int valid_rows(const SuccessiveHalvingArguments& a, std::int64
   return static_cast<int>(max(std::int64_t{0}, min(valid, a.length)));
 }
 
-/// Of the current device.
-inline int processors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 /// A launch of a cluster of `blocks` blocks for each batch row.
 struct ClusterLaunch {
   cudaLaunchConfig_t config = {};
