@@ -19,15 +19,10 @@ constexpr int intervals = 64;       // of a round's values, each cut into bucket
 constexpr int most_buckets = 8192;
 constexpr int index_bits = 14;
 
-/// A key of 64 bits is the value of a player, who wins a tie, and who it is. Values are scores negated, as they are
-/// compared: keys rise as scores fall. Both zeros are one.
-__device__ unsigned rising_bits(float value) {
-  const unsigned bits = __float_as_uint(value + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
 __device__ float value_of_bits(unsigned rising) { return __uint_as_float(rising >> 31 ? rising & 0x7fffffffu : ~rising); }
 
+/// A key of 64 bits is the value of a player, who wins a tie, and who it is. Values are scores negated, as they are
+/// compared: keys rise as scores fall.
 __device__ Key sort_key(float value, unsigned tie, unsigned player) {
   return static_cast<Key>(rising_bits(value)) << 32 | (tie << index_bits | player);
 }
@@ -468,7 +463,7 @@ struct Contest {
   }
 
   __device__ void play() {
-    meetings = Own::holds_meetings ? s.meetings : reinterpret_cast<Meeting<Weight>*>(a.steps) + batch * padded;
+    meetings = Own::holds_meetings ? s.meetings : static_cast<Meeting<Weight>*>(a.workspace) + batch * (padded - a.slots);
     read_values();
     int players = padded, real = valid;
 #pragma unroll 1
@@ -523,19 +518,37 @@ int blocks_of(std::int64_t batch, std::int64_t padded) {
   return blocks;
 }
 
+/// call<Items>() for rows of so many players.
+template <class Call>
+auto by_items(std::int64_t padded, Call call) {
+  if (padded <= 2 * threads) return call.template operator()<2>();
+  if (padded <= 4 * threads) return call.template operator()<4>();
+  if (padded <= 8 * threads) return call.template operator()<8>();
+  return call.template operator()<most_items>();
+}
+
 template <class Score, class Weight>
 cudaError_t launch(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
   const std::int64_t padded = a.slots << a.rounds;
   const int blocks = blocks_of(a.batch, padded);
-  if (padded <= 2 * threads) return launch<Score, Weight, 2>(a, blocks, stream);
-  if (padded <= 4 * threads) return launch<Score, Weight, 4>(a, blocks, stream);
-  if (padded <= 8 * threads) return launch<Score, Weight, 8>(a, blocks, stream);
-  return launch<Score, Weight, most_items>(a, blocks, stream);
+  return by_items(padded, [&]<int Items>() { return launch<Score, Weight, Items>(a, blocks, stream); });
+}
+
+/// Bytes of the meetings of all rounds where they stay out of shared memory.
+template <class Weight>
+std::int64_t workspace(const SuccessiveHalvingArguments& a) {
+  const std::int64_t padded = a.slots << a.rounds;
+  const bool inside = by_items(padded, [&]<int Items>() { return Table<threads * Items, Weight>::holds_meetings; });
+  return inside ? 0 : a.batch * (padded - a.slots) * static_cast<std::int64_t>(sizeof(Meeting<Weight>));
 }
 
 }  // namespace
 
 std::int64_t longest_block_tournament() { return most_items * threads; }
+
+std::int64_t block_workspace(const SuccessiveHalvingArguments& a) {
+  return a.element == Element::float64 ? workspace<double>(a) : workspace<float>(a);
+}
 
 cudaError_t block_tournament(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
   const bool float64 = a.element == Element::float64;

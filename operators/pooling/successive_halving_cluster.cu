@@ -53,10 +53,9 @@ struct alignas(16) Segment {
 
 constexpr int tie_bits = 16;
 
-/// Falling scores, as they are compared, as rising integers, and below them who wins a tie. Both zeros are one.
+/// Falling scores, as they are compared, as rising integers, and below them who wins a tie.
 __device__ Key sort_key(double score, int tie) {
-  const unsigned bits = __float_as_uint(-static_cast<float>(score) + 0.0f);
-  return static_cast<Key>(bits >> 31 ? ~bits : bits | 0x80000000u) << tie_bits | static_cast<Key>(tie);
+  return static_cast<Key>(rising_bits(-static_cast<float>(score))) << tie_bits | static_cast<Key>(tie);
 }
 
 struct Round {
@@ -84,7 +83,7 @@ __device__ int quotient(int n, unsigned long long reciprocal) {
 /// The steps of round `number` of a batch row; those of the first round are kept by who settles it.
 __device__ TournamentStep* steps_of(const SuccessiveHalvingArguments& a, std::int64_t batch, int number) {
   const std::int64_t padded = a.slots << a.rounds;
-  return a.steps + batch * (padded - 2 * a.slots) + (padded - 2 * (padded >> number));
+  return static_cast<TournamentStep*>(a.workspace) + batch * (padded - 2 * a.slots) + (padded - 2 * (padded >> number));
 }
 
 /// One block's part of the tournament of one batch row.
@@ -490,6 +489,11 @@ cudaError_t launch_tournament(const SuccessiveHalvingArguments& a, cudaStream_t 
 }  // namespace
 
 std::int64_t longest_cluster_tournament() { return static_cast<std::int64_t>(largest_cluster) * largest_segment; }
+
+std::int64_t cluster_workspace(const SuccessiveHalvingArguments& a) {
+  const auto steps = std::max(std::int64_t{0}, (a.slots << a.rounds) - 2 * a.slots);
+  return a.batch * steps * static_cast<std::int64_t>(sizeof(TournamentStep));
+}
 
 cudaError_t cluster_tournament(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
   const bool float64 = a.element == Element::float64;

@@ -6,13 +6,6 @@
 
 namespace transpool {
 
-/// One step of a player's way through its tournament: the pair it is in and what part of that pair it makes up.
-struct alignas(16) TournamentStep {
-  double part = 0;
-  std::int32_t next = 0;    ///< 2 * pair, plus 1 for the weaker
-  std::int32_t leader = 0;  ///< of the pair
-};
-
 /// Device pointers and sizes of Successive Halving over `batch` rows of `length` scores, padded to slots * 2^rounds. The
 /// leaves of an output are numbered by who they were in each round: bit r is set for the weaker of round r.
 struct SuccessiveHalvingArguments {
@@ -27,7 +20,7 @@ struct SuccessiveHalvingArguments {
   bool mirror = true, keep_order = true;
   double epsilon = 0;  ///< weights of an output that sum to no more are left out; 0: all are used
 
-  TournamentStep* steps = nullptr;    ///< (batch, steps_workspace(slots, rounds)) workspace
+  void* workspace = nullptr;          ///< tournament_workspace(arguments) bytes, at a multiple of 256
   void* leaves = nullptr;             ///< (batch, slots, 2^rounds), leaf_bytes(element) each: source row and weight
   void* values = nullptr;             ///< (batch, slots, width)
   void* slot_scores = nullptr;        ///< (batch, slots), dtype of the scores
@@ -40,11 +33,11 @@ struct SuccessiveHalvingArguments {
   double* tree = nullptr;                 ///< tree_workspace(rounds) doubles an output where that is not 0
 };
 
-/// The longest padded row that the tournament takes: what the shared memory of the largest cluster holds.
+/// The longest padded row that the tournament takes.
 std::int64_t longest_tournament_cuda();
 
-/// Steps of a batch row that the tournament notes.
-std::int64_t steps_workspace(std::int64_t slots, int rounds);
+/// Bytes of workspace that the tournament needs on the current device. Only sizes, types and `keep_order` count.
+std::int64_t tournament_workspace(const SuccessiveHalvingArguments& arguments);
 
 /// Bytes of one leaf: its weight is float64 for float64 x, else float32.
 std::int64_t leaf_bytes(Element element);

@@ -66,9 +66,8 @@ Outputs forward_cuda(const at::Tensor& given_x, const at::Tensor& given_scores, 
   const auto values = at::empty({a.batch, k, a.width}, x.options());
   const auto slot_scores = at::empty({a.batch, k}, scores.options());
   const auto positions = at::empty({a.batch, k}, index.dtype(at::kLong));
-  const auto steps = at::empty({a.batch * steps_workspace(k, a.rounds) * static_cast<std::int64_t>(sizeof(TournamentStep))},
-                               leaves.options());
-  a.steps = static_cast<TournamentStep*>(steps.mutable_data_ptr());
+  const auto workspace = at::empty({tournament_workspace(a)}, leaves.options());
+  a.workspace = workspace.mutable_data_ptr();
   a.leaves = leaves.mutable_data_ptr();
   a.values = values.mutable_data_ptr();
   a.slot_scores = slot_scores.mutable_data_ptr();

@@ -5,8 +5,9 @@
 
 namespace transpool {
 
-/// Whether kernels of our own run Successive Halving over `length` rows on that device in this build: a tournament on the
-/// scores and a gather, and one kernel backward. Everything else is composed (see run_tournament and weighted_gather).
+/// Whether kernels of our own run Successive Halving over `length` rows on that device in this build, which take up to 2^20
+/// rows padded to k * 2^rounds: a tournament on the scores (one kernel, or several a round where rows are long) and a
+/// gather, and one kernel backward. Everything else is composed (see run_tournament and weighted_gather).
 bool has_successive_halving_kernel(const at::Device& device, std::int64_t length, std::int64_t k);
 
 /// What the weights left out of one output may sum to by the operator's options `skip` and `epsilon`. `auto` is half a unit

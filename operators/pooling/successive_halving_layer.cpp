@@ -75,11 +75,10 @@ Outputs forward_cuda(const at::Tensor& given_x, const at::Tensor& given_weight, 
   const auto leaves = at::empty({a.batch, k, std::int64_t{1} << a.rounds, leaf_bytes(a.element)}, bytes);
   const auto values = at::empty({a.batch, k, a.width}, x.options());
   const auto positions = at::empty({a.batch, k}, x.options().dtype(at::kLong));
-  const auto steps =
-      at::empty({a.batch * steps_workspace(k, a.rounds) * static_cast<std::int64_t>(sizeof(TournamentStep))}, bytes);
+  const auto workspace = at::empty({tournament_workspace(a)}, bytes);
   l.scores = scores.data_ptr<float>();
   a.scores = scores.const_data_ptr();
-  a.steps = static_cast<TournamentStep*>(steps.mutable_data_ptr());
+  a.workspace = workspace.mutable_data_ptr();
   a.leaves = leaves.mutable_data_ptr();
   a.values = values.mutable_data_ptr();
   a.slot_scores = slot_scores.mutable_data_ptr();

@@ -6,11 +6,24 @@ namespace transpool {
 
 using Key = unsigned long long;
 
+/// One step of a player's way through its tournament: the pair it is in and what part of that pair it makes up.
+struct alignas(16) TournamentStep {
+  double part = 0;
+  std::int32_t next = 0;    ///< 2 * pair, plus 1 for the weaker
+  std::int32_t leader = 0;  ///< of the pair
+};
+
 /// The two that met in the first round.
 template <class Weight>
 struct alignas(16) LeafPair {
   Leaf<Weight> stronger, weaker;
 };
+
+/// A number that rises with the value. Both zeros are one.
+__device__ inline unsigned rising_bits(float value) {
+  const unsigned bits = __float_as_uint(value + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
 
 __device__ inline int valid_rows(const SuccessiveHalvingArguments& a, std::int64_t batch) {
   const auto valid = a.lengths ? a.lengths[batch] : a.length;
@@ -35,10 +48,16 @@ struct ClusterLaunch {
   }
 };
 
-/// The tournament of rows that the shared memory of one block holds, and of longer ones that a cluster's holds.
+/// The forms of the tournament, for rows of so many padded players: those that the shared memory of one block holds, longer
+/// ones that a cluster's holds, and such as stay in global memory. Each says which workspace it needs, in bytes.
 std::int64_t longest_block_tournament();
 std::int64_t longest_cluster_tournament();
+std::int64_t longest_global_tournament();
+std::int64_t block_workspace(const SuccessiveHalvingArguments& arguments);
+std::int64_t cluster_workspace(const SuccessiveHalvingArguments& arguments);
+std::int64_t global_workspace(const SuccessiveHalvingArguments& arguments);
 cudaError_t block_tournament(const SuccessiveHalvingArguments& arguments, cudaStream_t stream);
 cudaError_t cluster_tournament(const SuccessiveHalvingArguments& arguments, cudaStream_t stream);
+cudaError_t global_tournament(const SuccessiveHalvingArguments& arguments, cudaStream_t stream);
 
 }  // namespace transpool

@@ -1,6 +1,7 @@
 // ctest-labels: gpu
 #include "operators/attention/attention.h"
 #include "operators/pooling/pooling.h"
+#include "runners/measure/cuda_graph.h"
 #include "tests/operators/gradcheck.h"
 #include "tests/operators/variants.h"
 
@@ -125,6 +126,36 @@ std::shared_ptr<const PoolingOperator> halving(const Json& options = Json::objec
   return selection.variant->make(selection.options);
 }
 
+struct HalvingCase {
+  Sizes sizes;
+  std::string kind = "distinct";
+  bool mirror = true, keep_order = true;
+  Lengths lengths = std::nullopt;
+  at::ScalarType dtype = at::kFloat;
+};
+
+/// Forward and backward on the GPU against the CPU.
+void expect_agreement(const HalvingCase& c) {
+  const auto& s = c.sizes;
+  SCOPED_TRACE("n " + std::to_string(s.n) + " k " + std::to_string(s.k) + " " + c.kind + (c.mirror ? " mirror" : "") +
+               (c.keep_order ? " keep_order " : " ") + dtype_name(c.dtype) + (c.lengths ? " lengths" : ""));
+  const auto op = halving({{"mirror", c.mirror}, {"keep_order", c.keep_order}});
+  const auto score_dtype = c.dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const auto scores = draw_scores(c.kind, s.batch, s.n).to(score_dtype);
+  const auto x = at::randn({s.batch, s.n, 12}).to(c.dtype);
+  const auto value_factor = at::randn({s.batch, s.k, 12}).to(c.dtype);
+  const auto score_factor = at::randn({s.batch, s.k}).to(score_dtype);
+  const auto host = halve(*op, x, scores, s.k, c.lengths, value_factor, score_factor);
+  const auto device =
+      halve(*op, on_cuda(x), on_cuda(scores), s.k, on_cuda(c.lengths), on_cuda(value_factor), on_cuda(score_factor));
+  const double coarse = c.dtype == at::kBFloat16 ? 1e3 : 1;
+  EXPECT_TRUE(at::equal(device.pooled.positions.cpu(), host.pooled.positions));
+  EXPECT_TRUE(close(device.pooled.scores.cpu(), host.pooled.scores, 1e-6, 1e-7));
+  EXPECT_TRUE(close(device.pooled.values.cpu(), host.pooled.values, 1e-5 * coarse, 1e-5 * coarse));
+  EXPECT_TRUE(close(device.x_gradient.cpu(), host.x_gradient, 1e-5 * coarse, 1e-6 * coarse));
+  EXPECT_TRUE(close(device.score_gradient.cpu(), host.score_gradient, 1e-4 * coarse, 1e-4 * coarse));
+}
+
 TEST_F(Cuda, SuccessiveHalvingKernelsPlayTheTournamentOfTheCpu) {
   for (const Sizes& s : {Sizes{3, 16, 4},
                          {1, 1, 1},
@@ -142,23 +173,30 @@ TEST_F(Cuda, SuccessiveHalvingKernelsPlayTheTournamentOfTheCpu) {
       for (const bool mirror : {true, false})
         for (const bool keep_order : {true, false})
           for (const auto& lengths : lengths_to_try(s)) {
-            SCOPED_TRACE("n " + std::to_string(s.n) + " k " + std::to_string(s.k) + " " + kind + (mirror ? " mirror" : "") +
-                         (keep_order ? " keep_order" : "") + (lengths ? " lengths" : ""));
-            const auto op = halving({{"mirror", mirror}, {"keep_order", keep_order}});
-            const auto scores = draw_scores(kind, s.batch, s.n).to(at::kFloat);
-            const auto x = at::randn({s.batch, s.n, 12});
-            const auto value_factor = at::randn({s.batch, s.k, 12});
-            const auto score_factor = at::randn({s.batch, s.k});
-            const auto host = halve(*op, x, scores, s.k, lengths, value_factor, score_factor);
-            const auto device =
-                halve(*op, on_cuda(x), on_cuda(scores), s.k, on_cuda(lengths), on_cuda(value_factor), on_cuda(score_factor));
-            EXPECT_TRUE(at::equal(device.pooled.positions.cpu(), host.pooled.positions));
-            EXPECT_TRUE(close(device.pooled.scores.cpu(), host.pooled.scores, 1e-6, 1e-7));
-            EXPECT_TRUE(close(device.pooled.values.cpu(), host.pooled.values, 1e-5, 1e-5));
-            EXPECT_TRUE(close(device.x_gradient.cpu(), host.x_gradient, 1e-5, 1e-6));
-            EXPECT_TRUE(close(device.score_gradient.cpu(), host.score_gradient, 1e-4, 1e-4));
+            expect_agreement({s, kind, mirror, keep_order, lengths});
             if (HasFailure()) return;
           }
+}
+
+TEST_F(Cuda, SuccessiveHalvingKernelsPlayTournamentsOfRowsTooLongForACluster) {
+  const auto none_one_all = at::tensor({0, 1, 131072}, at::kLong);
+  const std::vector<HalvingCase> cases = {
+      {{2, 65537, 1}},
+      {{1, 65537, 1}, "infinite", false, false, std::nullopt, at::kDouble},
+      {{2, 100000, 700}, "distinct", true, false, at::tensor({99999, 70000}, at::kLong), at::kBFloat16},
+      {{2, 100000, 700}, "ties", false, true, std::nullopt, at::kDouble},
+      {{2, 100000, 700}, "infinite", true, true, at::tensor({100000, 701}, at::kLong)},
+      {{3, 131072, 4096}, "distinct", true, true, none_one_all},
+      {{3, 131072, 4096}, "ties", true, false, none_one_all, at::kBFloat16},
+      {{3, 131072, 4096}, "infinite", false, true, none_one_all, at::kDouble},
+      {{3, 131072, 4096}, "distinct", false, false},
+      {{1, 1 << 18, 1 << 18}, "infinite", true, true, at::tensor({1 << 17}, at::kLong)},
+      {{1, 1 << 18, 1 << 18}, "distinct", true, false},
+      {{1, 1 << 20, 512}},
+      {{1, 1 << 20, 512}, "ties", false, false, std::nullopt, at::kBFloat16},
+      {{1, (1 << 20) + 1, 4096}},  // composed: no form of the kernels takes it
+  };
+  for (const auto& c : cases) expect_agreement(c);
 }
 
 TEST_F(Cuda, RowsOfNegligibleWeightNeitherCountNorAreRead) {
@@ -190,26 +228,52 @@ TEST_F(Cuda, RowsOfNegligibleWeightNeitherCountNorAreRead) {
     }
 }
 
+void expect_equal(const Halved& again, const Halved& first) {
+  EXPECT_TRUE(at::equal(again.pooled.values, first.pooled.values));
+  EXPECT_TRUE(at::equal(again.pooled.scores, first.pooled.scores));
+  EXPECT_TRUE(at::equal(again.pooled.positions, first.pooled.positions));
+  EXPECT_TRUE(at::equal(again.x_gradient, first.x_gradient));
+  EXPECT_TRUE(at::equal(again.score_gradient, first.score_gradient));
+}
+
 TEST_F(Cuda, SuccessiveHalvingIsBitIdenticalOverManyRunsAndStreams) {
   const auto options = at::TensorOptions().device(at::kCUDA);
-  const auto x = at::randn({8, 8192, 64}, options), scores = at::rand({8, 8192}, options);
-  const auto value_factor = at::randn({8, 512, 64}, options), score_factor = at::randn({8, 512}, options);
   const auto op = halving();
-  const auto first = halve(*op, x, scores, 512, std::nullopt, value_factor, score_factor);
   const c10::impl::VirtualGuardImpl devices(at::kCUDA);
-  const auto home = devices.getStream(x.device());
-  for (int run = 0; run < 100; ++run) {
-    if (run % 10 == 9) {
-      devices.synchronizeStream(home);
-      devices.exchangeStream(devices.getStreamFromGlobalPool(x.device()));
+  for (const Sizes& s : {Sizes{8, 8192, 512}, {3, 131072, 4096}}) {
+    const auto x = at::randn({s.batch, s.n, 64}, options), scores = at::rand({s.batch, s.n}, options);
+    const auto value_factor = at::randn({s.batch, s.k, 64}, options), score_factor = at::randn({s.batch, s.k}, options);
+    const auto first = halve(*op, x, scores, s.k, std::nullopt, value_factor, score_factor);
+    const auto home = devices.getStream(x.device());
+    for (int run = 0; run < 100; ++run) {
+      if (run % 10 == 9) {
+        devices.synchronizeStream(devices.getStream(x.device()));
+        devices.exchangeStream(devices.getStreamFromGlobalPool(x.device()));
+      }
+      expect_equal(halve(*op, x, scores, s.k, std::nullopt, value_factor, score_factor), first);
+      if (HasFailure()) break;
     }
-    const auto again = halve(*op, x, scores, 512, std::nullopt, value_factor, score_factor);
-    ASSERT_TRUE(at::equal(again.pooled.values, first.pooled.values));
-    ASSERT_TRUE(at::equal(again.pooled.positions, first.pooled.positions));
-    ASSERT_TRUE(at::equal(again.x_gradient, first.x_gradient));
-    ASSERT_TRUE(at::equal(again.score_gradient, first.score_gradient));
+    devices.synchronizeStream(devices.getStream(x.device()));
+    devices.exchangeStream(home);
   }
-  devices.exchangeStream(home);
+}
+
+TEST_F(Cuda, AGraphReplaysSuccessiveHalvingOfLongRows) {
+  const auto options = at::TensorOptions().device(at::kCUDA);
+  const Sizes s{2, 100000, 700};
+  const auto op = halving();
+  const auto x = at::randn({s.batch, s.n, 16}, options), scores = at::rand({s.batch, s.n}, options);
+  const auto value_factor = at::randn({s.batch, s.k, 16}, options), score_factor = at::randn({s.batch, s.k}, options);
+  const Lengths lengths = at::tensor({100000, 50000}, options.dtype(at::kLong));
+  Halved caught;
+  const auto replay =
+      captured([&] { caught = halve(*op, x, scores, s.k, lengths, value_factor, score_factor); }, x.device());
+  const auto in_graph = caught;
+  x.copy_(at::randn_like(x));
+  scores.copy_(at::rand_like(scores));
+  replay();
+  torch::cuda::synchronize();
+  expect_equal(in_graph, halve(*op, x, scores, s.k, lengths, value_factor, score_factor));
 }
 
 TEST_F(Cuda, GradientsOfSuccessiveHalvingMatchFiniteDifferences) {

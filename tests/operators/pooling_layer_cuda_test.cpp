@@ -159,6 +159,12 @@ TEST_F(PoolingLayerCuda, AgreesWhereOptionsOfTheOperatorAreNotItsDefaults) {
       for (const auto& pooling : {skipping, other}) expect_agreement(s, dtype, "plain", std::nullopt, pooling, pooling);
 }
 
+TEST_F(PoolingLayerCuda, AgreesWhereRowsAreTooLongForACluster) {
+  const auto lengths = at::tensor({100000, 30000}, at::kLong).to(at::kCUDA);
+  expect_agreement({2, 100000, 700, 16}, at::kFloat, "plain", lengths, plain, plain);
+  expect_agreement({2, 131072, 4096, 16}, at::kBFloat16, "ties", std::nullopt, plain, plain);
+}
+
 TEST_F(PoolingLayerCuda, RowsWithoutAScoreAddNothingToTheScorersGradients) {
   for (const auto dtype : {at::kFloat, at::kBFloat16})
     for (const Sizes& s : {Sizes{3, 37, 5, 24}, {2, 999, 70, 512}, {2, 50, 1, 33}})
