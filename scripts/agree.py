@@ -32,7 +32,7 @@ def benchmark_name(record: dict[str, Any], experiment: dict[str, Any]) -> str | 
     c = record["configuration"]
     kind = c.get("operator")
     written = record["axes"].get(kind, experiment.get("fixed", {}).get(kind))
-    plain = not c.get("timing.graph") and not c.get("causal") and c.get("lengths") == "full" and c.get("scores") == "uniform"
+    plain = c.get("timing.head_start") and not c.get("timing.graph") and not c.get("causal") and c.get("lengths") == "full" and c.get("scores") == "uniform"
     if c.get("level") != "operator" or not isinstance(written, str) or not plain:
         return None
     if kind == "pooling":

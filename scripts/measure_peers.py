@@ -5,7 +5,8 @@
     python scripts/measure_peers.py --device cpu --samples 5 --shapes pooling:2x256:32x64:float32
     transpool table out/peers --rows shape,dtype,pass,implementation
 
-A shape is pooling:BATCHxN:KxWIDTH:DTYPE or attention:BATCHxHEADSxNxHEAD_WIDTH:DTYPE. Within one shape and pass every
+A shape is pooling:BATCHxN:KxWIDTH:DTYPE or attention:BATCHxHEADSxNxHEAD_WIDTH:DTYPE, with :padded behind it for batch rows
+of several lengths, which blockwise attention and SDPA under a mask of keys are measured with. Within one shape and pass every
 implementation is timed once a round, in random order, on inputs drawn anew for the round, after the L2 was overwritten;
 first each is checked against a float64 form, and one that fails gets no time. Copy bandwidth and matrix product are
 measured before. Needs torch alone; the operators' library is TRANSPOOL_LIBRARY, or lib/ of a bundle, or the newest build.
@@ -42,7 +43,7 @@ HALVING, HARD, BLOCKWISE, FULL = "successive_halving", "hard_topk", "blockwise",
 GPU_SHAPES = ["pooling:16x8192:512x512:float32", "pooling:16x8192:512x512:bfloat16", "pooling:1x8192:512x512:float32",
               "pooling:64x2048:512x512:float32", "pooling:16x65536:4096x512:float32", "pooling:16x7001:333x512:float32",
               "attention:4x8x2048x64:bfloat16", "attention:4x8x4096x64:bfloat16", "attention:4x8x8192x64:bfloat16",
-              "attention:4x8x8000x64:bfloat16"]
+              "attention:4x8x8000x64:bfloat16", "attention:4x8x8192x64:bfloat16:padded"]
 CPU_SHAPES = ["pooling:2x512:64x32:float32", "pooling:2x500:60x32:float32", "attention:1x2x256x16:float32"]
 # Relative error of a row that counts as agreement; gradients add the rounding of both passes.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -62,26 +63,38 @@ class Shape:
     k: int = 0
     width: int = 0
     heads: int = 0
+    padded: bool = False
 
     @staticmethod
     def parse(text: str) -> Shape:
         pooling = re.fullmatch(r"pooling:(\d+)x(\d+):(\d+)x(\d+):(\w+)", text)
-        attention = re.fullmatch(r"attention:(\d+)x(\d+)x(\d+)x(\d+):(\w+)", text)
+        attention = re.fullmatch(r"attention:(\d+)x(\d+)x(\d+)x(\d+):(\w+?)(:padded)?", text)
         found = pooling or attention
         dtype = getattr(torch, found[5], None) if found else None
         if found is None or dtype not in TOLERANCE:
-            allowed = "pooling:BxN:KxD:DTYPE or attention:BxHxNxE:DTYPE, DTYPE float64, float32, bfloat16 or float16"
+            allowed = "pooling:BxN:KxD:DTYPE or attention:BxHxNxE:DTYPE[:padded], DTYPE float64, float32, bfloat16 or float16"
             raise argparse.ArgumentTypeError(f"{text}: allowed: {allowed}")
         a, b, c, d = (int(found[i]) for i in range(1, 5))
         if pooling and not 1 <= c <= b:
             raise argparse.ArgumentTypeError(f"{text}: K = {c} is out of range; allowed: 1 to N = {b}")
-        return Shape("pooling", a, b, dtype, k=c, width=d) if pooling else Shape("attention", a, c, dtype, width=d, heads=b)
+        if pooling:
+            return Shape("pooling", a, b, dtype, k=c, width=d)
+        return Shape("attention", a, c, dtype, width=d, heads=b, padded=bool(attention[6]))
 
     @property
     def label(self) -> str:
         if self.kind == "pooling":
             return f"{self.batch}x{self.n}->{self.k}x{self.width}"
-        return f"{self.batch}x{self.heads}x{self.n}x{self.width}"
+        return f"{self.batch}x{self.heads}x{self.n}x{self.width}" + (" padded" if self.padded else "")
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """From a quarter of n to all of it."""
+        last = max(1, self.batch - 1)
+        return torch.tensor([self.n // 4 + (self.n - self.n // 4) * b // last for b in range(self.batch)], device=device)
+
+    def valid(self, device: torch.device) -> Tensor:
+        """(batch, 1, n, 1): which rows of q, k and v are no padding."""
+        return (torch.arange(self.n, device=device) < self.lengths(device)[:, None])[:, None, :, None]
 
     @property
     def dtype_name(self) -> str:
@@ -94,10 +107,13 @@ class Inputs:
 
     leaves: list[Tensor]
     cotangent: Tensor
+    valid: Tensor | None = None  # rows of the output that are no padding, where some are
 
     def redraw(self, kind: str) -> None:
         with torch.no_grad():
             self.cotangent.normal_()
+            if self.valid is not None:
+                self.cotangent.mul_(self.valid)
             for leaf in self.leaves:
                 leaf.normal_()
             if kind == "pooling":
@@ -109,7 +125,7 @@ class Inputs:
     def head(self, rows: int) -> Inputs:
         """The first batch rows in float64."""
         leaves = [leaf.detach()[:rows].double().requires_grad_() for leaf in self.leaves]
-        return Inputs(leaves, self.cotangent[:rows].double())
+        return Inputs(leaves, self.cotangent[:rows].double(), self.valid if self.valid is None else self.valid[:rows])
 
 
 Call = Callable[..., Tensor]
@@ -142,6 +158,7 @@ class Run:
     random: random.Random
     chunk: int  # rows of a chunk of blockwise attention
     flush: Tensor | None = None
+    launching: float = 1.0  # ms that the host took for the call before
     copy_rate: float = 0.0
     product_rates: dict[torch.dtype, float] = field(default_factory=dict)
 
@@ -163,8 +180,12 @@ class Run:
         start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         self.flush.zero_()
+        # The device waits until the host should have launched the call, as in `transpool run`.
+        torch.cuda._sleep(int(2e6 * min(20.0, 2 * self.launching + 0.1)))
         start_event.record()
+        launched = time.perf_counter()
         call()
+        self.launching = (time.perf_counter() - launched) * 1e3
         end_event.record()
         end_event.synchronize()
         return start_event.elapsed_time(end_event)
@@ -242,35 +263,41 @@ def pooling_peers(shape: Shape, cuda: bool) -> list[Implementation]:
     return [*found, Implementation("torch_topk_gather", HARD, hard, lambda x, s: peers.hard_topk_form(x, s, shape.k, False, "none"))]
 
 
-def our_attention(value: Any, chunk: int) -> Implementation:
+def our_attention(value: Any, chunk: int, lengths: Tensor | None, mask: Tensor | None) -> Implementation:
     name = value if isinstance(value, str) else value["name"]
     options = {} if isinstance(value, str) else {key: v for key, v in value.items() if key != "name"}
     text = json.dumps(options) if options else ""
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.ops.transpool.attend(q, k, v, None, name, text)
+        return torch.ops.transpool.attend(q, k, v, None if lengths is None else lengths[: q.shape[0]], name, text)
 
     form = peers.attention_form if name == FULL else call
     if name == BLOCKWISE and options.get("chunk", 512) == chunk:
-        form = peers.chunked(peers.attention_form, chunk)
+        form = peers.chunked(peers.attention_form, chunk, mask)
     return Implementation(value, BLOCKWISE if name == BLOCKWISE else name, call, form, ours=True)
 
 
-def attention_peers(shape: Shape, chunk: int, cuda: bool) -> list[Implementation]:
+def attention_peers(chunk: int, cuda: bool, mask: Tensor | None) -> list[Implementation]:
     names = list(peers.SDPA_BACKENDS) if cuda else ["sdpa_math"]
-    found = [Implementation(name, FULL, peers.sdpa(name), peers.attention_form) for name in names]
-    form = peers.chunked(peers.attention_form, chunk)
-    return found + [Implementation(f"blockwise_{name}", BLOCKWISE, peers.chunked(peers.sdpa(name), chunk), form)
-                    for name in names if name != "sdpa_math" or not cuda]
+    full = [Implementation(name, FULL, peers.sdpa(name), peers.attention_form) for name in names]
+    form = peers.chunked(peers.attention_form, chunk, mask)
+    blockwise = [Implementation(f"blockwise_{name}", BLOCKWISE, peers.chunked(peers.sdpa(name), chunk, mask), form,
+                                unsupported="takes no mask" if mask is not None and name == "sdpa_flash" else "")
+                 for name in names if name != "sdpa_math" or not cuda]
+    return blockwise if mask is not None else full + blockwise
 
 
-def implementations_of(shape: Shape, arguments: argparse.Namespace, cuda: bool) -> list[Implementation]:
+def implementations_of(shape: Shape, arguments: argparse.Namespace, device: torch.device) -> list[Implementation]:
+    cuda = device.type == "cuda"
     if shape.kind == "pooling":
         all_ = [our_pooling(value, shape) for value in arguments.pooling] + pooling_peers(shape, cuda)
     else:
         chunk = min(arguments.chunk, shape.n)
-        values = [{"name": BLOCKWISE, "chunk": chunk} if v == BLOCKWISE and chunk != 512 else v for v in arguments.attention]
-        all_ = [our_attention(value, chunk) for value in values] + attention_peers(shape, chunk, cuda)
+        lengths = shape.lengths(device) if shape.padded else None
+        mask = shape.valid(device).transpose(2, 3) if shape.padded else None
+        values = [{"name": BLOCKWISE, "chunk": chunk} if v == BLOCKWISE and chunk != 512 else v for v in arguments.attention
+                  if not shape.padded or v == BLOCKWISE]
+        all_ = [our_attention(value, chunk, lengths, mask) for value in values] + attention_peers(chunk, cuda, mask)
     return [one for one in all_ if re.search(arguments.only, one.name)]
 
 
@@ -285,7 +312,7 @@ def draw(shape: Shape, device: torch.device) -> Inputs:
     else:
         # The layout that projections give: (B, n, h, e) seen as (B, h, n, e).
         q, k, v, cotangent = (empty(shape.batch, shape.n, shape.heads, shape.width).transpose(1, 2) for _ in range(4))
-        inputs = Inputs([q, k, v], cotangent)
+        inputs = Inputs([q, k, v], cotangent, shape.valid(device) if shape.padded else None)
     inputs.redraw(shape.kind)
     for leaf in inputs.leaves:
         leaf.requires_grad_()
@@ -318,6 +345,8 @@ def check(one: Implementation, inputs: Inputs, shape: Shape, backward: bool) -> 
     rows = min(shape.batch, 2 if shape.kind == "pooling" else 1)
     found = [result if result is None else result[:rows] for result in one_pass(one.call, inputs, backward)]
     expected = one_pass(one.form, inputs.head(rows), backward)
+    if inputs.valid is not None:  # what stands in padded rows is nobody's
+        found[0], expected[0] = (out.masked_fill(~inputs.valid[: out.shape[0]], 0) for out in (found[0], expected[0]))
     names = ["values", *(("x", "scores") if shape.kind == "pooling" else ("q", "k", "v"))]
     least = DECIDED_BY_ROUNDING.get(one.family, 1.0)
     shares: dict[str, float] = {}
@@ -523,7 +552,7 @@ def parse(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", type=shape_text, nargs="+", metavar="SHAPE", help="default: those of the operator table")
     parser.add_argument("--pooling", type=variant, nargs="+", metavar="VARIANT", help="ours, NAME or 'NAME {\"option\": value}'",
-                        default=[HALVING, HARD, {"name": HARD, "gradient": "none"}])
+                        default=[HALVING, {"name": HALVING, "skip": "auto"}, HARD, {"name": HARD, "gradient": "none"}])
     parser.add_argument("--attention", type=variant, nargs="+", metavar="VARIANT", help="ours, as for --pooling",
                         default=[BLOCKWISE, "sliding_window", {"name": "lsh", "seed": 1}, FULL])
     parser.add_argument("--chunk", type=int, default=512, help="rows of a chunk of blockwise attention (default: %(default)s)")
@@ -549,7 +578,7 @@ def main(given: list[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     for shape in shapes:
-        all_ = implementations_of(shape, arguments, run.cuda)
+        all_ = implementations_of(shape, arguments, run.device)
         for pass_ in arguments.passes:
             records += measure_group(shape, pass_, all_, run)
             path = write_report(arguments.out, arguments, environment, records)

@@ -86,17 +86,20 @@ def hard_topk_form(x: Tensor, scores: Tensor, k: int, keep_order: bool, gradient
     return {"none": rows, "gated": rows * gate, "straight_through": rows * (1 + gate - gate.detach())}[gradient]
 
 
-def attention_form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention_form(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
     """Full attention, one head at a time: (n, n) matrices of all heads at once may not fit in float64."""
-    heads = [
-        torch.softmax(q[:, h] @ k[:, h].transpose(1, 2) / math.sqrt(q.shape[3]), 2) @ v[:, h] for h in range(q.shape[1])
-    ]
-    return torch.stack(heads, 1)
+
+    def shares(h: int) -> Tensor:
+        logits = q[:, h] @ k[:, h].transpose(1, 2) / math.sqrt(q.shape[3])
+        return torch.softmax(logits if keys is None else logits.masked_fill(~keys[:, 0], -math.inf), 2)
+
+    return torch.stack([shares(h) @ v[:, h] for h in range(q.shape[1])], 1)
 
 
-def chunked(attention: Callable[[Tensor, Tensor, Tensor], Tensor], chunk: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def chunked(attention: Callable[..., Tensor], chunk: int, mask: Tensor | None = None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Attention within chunks, which become batch rows by a reshape: a view where q, k, v are views of (B, n, h, e). What is
-    left of a length that the chunk does not divide is a call of its own."""
+    left of a length that the chunk does not divide is a call of its own. mask (B, 1, 1, n), for an n that it divides: keys
+    that count; each chunk keeps its first one, since a row without keys is not a number."""
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, heads, n, width = q.shape
@@ -104,7 +107,13 @@ def chunked(attention: Callable[[Tensor, Tensor, Tensor], Tensor], chunk: int) -
         def split(t: Tensor) -> Tensor:
             return t.transpose(1, 2).reshape(batch * n // chunk, chunk, heads, width).transpose(1, 2)
 
-        out = attention(split(q), split(k), split(v))
+        masks = []
+        if mask is not None:
+            keys = mask[:batch].reshape(batch * n // chunk, 1, 1, chunk)
+            first = torch.zeros_like(keys)
+            first[..., 0] = True
+            masks = [keys | first]
+        out = attention(split(q), split(k), split(v), *masks)
         return out.transpose(1, 2).reshape(batch, n, heads, width).transpose(1, 2)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,9 +127,9 @@ def chunked(attention: Callable[[Tensor, Tensor, Tensor], Tensor], chunk: int) -
     return call
 
 
-def sdpa(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def sdpa(name: str) -> Callable[..., Tensor]:
+    def call(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
         with sdpa_kernel(SDPA_BACKENDS[name]):
-            return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
 
     return call

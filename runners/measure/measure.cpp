@@ -31,16 +31,20 @@ bool asks_for(const Cell& cell, const std::string& measure) {
 void measure_time(const Cell& cell, Workload& workload, const at::Device& device, Record& record) {
   const auto& json = cell.values.json();
   const bool graph = json.contains("timing.graph") && cell.values.flag("timing.graph");
-  const auto timing = graph ? time_runs(captured(workload.run, device), {}, device, timing_options(cell.values))
-                            : time_runs(workload.run, workload.redraw, device, timing_options(cell.values));
+  auto options = timing_options(cell.values);
+  options.head_start = json.contains("timing.head_start") && cell.values.flag("timing.head_start");
+  const auto timing = graph ? time_runs(captured(workload.run, device), {}, device, options)
+                            : time_runs(workload.run, workload.redraw, device, options);
   Summary summary{.name = workload.prefix + "time", .unit = "ms", .value = timing.median, .higher_is_better = false};
   summary.interval = {timing.low, timing.high};
   summary.samples = timing.samples;
   summary.statistic = "median";
   summary.meaning = graph ? workload.what + ", replayed as one CUDA graph" : workload.what;
   record.summaries.push_back(summary);
-  record.details[workload.prefix + "timing"] = {
-      {"relative_error", timing.relative_error}, {"capped", timing.capped}, {"graph", graph}};
+  record.details[workload.prefix + "timing"] = {{"relative_error", timing.relative_error},
+                                                {"capped", timing.capped},
+                                                {"graph", graph},
+                                                {"head_start", options.head_start}};
 }
 
 void measure_memory(Workload& workload, const at::Device& device, Record& record) {

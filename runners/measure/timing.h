@@ -15,6 +15,7 @@ struct TimingOptions {
   std::int64_t max_samples = 200;
   double target_error = 0.01;  ///< relative standard error of the median
   double cap_seconds = 10;
+  bool head_start = false;  ///< see PassClock
 };
 
 TimingOptions timing_options(const Options& values);
@@ -32,16 +33,21 @@ struct Timing {
 Timing time_runs(const std::function<void()>& run, const std::function<void()>& redraw, const at::Device& device,
                  const TimingOptions& options);
 
-/// Times single passes by the clock of `time_runs`.
+/// Times single passes by the clock of `time_runs`. With a head start a CUDA device waits before a pass until the host
+/// should have launched it, so that a pass of short kernels is not as long as the host takes to launch them.
 class PassClock {
  public:
-  explicit PassClock(const at::Device& device);
+  explicit PassClock(const at::Device& device, bool head_start = false);
 
   /// Milliseconds of one pass, synchronised before and after.
   double time(const std::function<void()>& run);
 
  private:
+  double time_on_cuda(const std::function<void()>& run);
+
   at::Device device_;
+  bool head_start_;
+  double launching_ = 1;  // ms that the host took for the pass before
   at::Tensor flush_;
 };
 

@@ -275,6 +275,13 @@ std::string disagreement(const Case& c, const at::Tensor& found, const at::Tenso
                      expected[b][i].item<std::int64_t>());
 }
 
+/// What a difference of scores is multiplied by, at least 1.
+double sharpness(const Case& c) {
+  const auto options = pooling_registry().select(c.value).options;
+  if (options.has("alpha")) return std::max(1.0, options.real("alpha"));
+  return options.has("temperature") ? std::max(1.0, 1 / options.real("temperature")) : 1;
+}
+
 /// "" or what differs by more than rounding, and by more than `moved` shows that rounding of the inputs makes of it.
 std::string compare(const Case& c, const Inputs& in, const Results& found, const Results& expected,
                     const std::vector<Results>& moved) {
@@ -294,12 +301,13 @@ std::string compare(const Case& c, const Inputs& in, const Results& found, const
   const auto judge = [&](const std::string& name, at::Tensor Results::*member, double precision, double floor) {
     return disagreement(name, found.*member, expected.*member, all(member), precision, floor, agree);
   };
-  // A gradient of a score is a sum of products <x, cotangent> that may cancel.
+  // A gradient of a score is a sum of products <x, cotangent> that may cancel, times the sharpness of the operator.
   const auto usual_norm = [](const at::Tensor& rows) { return rows.to(at::kDouble).norm(2, {2}).mean().item<double>(); };
-  const double product =
-      64 * std::sqrt(static_cast<double>(c.shape.pooled_length)) * by * usual_norm(in.x) * usual_norm(in.cotangent);
-  // Means of what stands for infinity cancel.
-  const double mean = c.scores == "infinite" ? 1e-2 : smallest;
+  const double product = 64 * std::sqrt(static_cast<double>(c.shape.pooled_length)) * by * usual_norm(in.x) *
+                         usual_norm(in.cotangent) * sharpness(c);
+  // Means of scores, or of what stands for infinity, cancel.
+  const double of_scores = c.variant->distinct_rows ? 0 : 16e-6 * in.scores.nan_to_num(0, 0, 0).abs().mean().item<double>();
+  const double mean = c.scores == "infinite" ? 1e-2 : of_scores + smallest;
   for (const auto& problem : {judge("values", &Results::values, by, smallest),
                               judge("scores", &Results::scores, std::min(by, rounding(at::kFloat)), mean),
                               judge("gradient of x", &Results::x_gradient, by, smallest),

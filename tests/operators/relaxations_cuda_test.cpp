@@ -97,7 +97,9 @@ void expect_as_on_the_cpu(const Json& value, const Sizes& s, const std::string& 
     const double largest = std::max(1.0, host[i].abs().max().item<double>());
     // Half types: a mixture that is a product takes the weights' gradients in them, rounded.
     const bool rounded = half && i == 4 && (value["name"] == "relaxed_subset" || value["name"] == "soft_topk");
-    const double tolerance = rounded ? 0.1 : tolerance_of(i == 1 ? at::kFloat : dtype);
+    // Scores that stand for infinity leave Newton's system nearly singular.
+    const bool singular = kind == "infinite" && value["name"] == "soft_topk";
+    const double tolerance = rounded ? 0.1 : std::max(tolerance_of(i == 1 ? at::kFloat : dtype), singular ? 1e-5 : 0);
     EXPECT_TRUE(close(device[i].cpu().to(at::kDouble), host[i].to(at::kDouble), tolerance, tolerance * largest))
         << "result " << i;
   }
