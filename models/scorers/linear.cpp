@@ -24,7 +24,7 @@ Cost linear_cost(const ScorerShape& shape, const Options&) {
 const RegisterScorer registration({
     {.name = "linear",
      .description = "one linear layer, sigmoid, + 1e-5",
-     .source = "arXiv 2009.05169, the authors' published training commands"},
+     .source = "arXiv 2009.05169, linear scorer of the authors' published code"},
     [](std::int64_t width, const Options&) { return std::make_shared<LinearScorer>(width); },
     linear_cost,
 });

@@ -39,7 +39,7 @@ struct RegisterScorer {
   explicit RegisterScorer(ScorerVariant variant) { scorer_registry().add(std::move(variant)); }
 };
 
-/// sigmoid(logits) + 1e-5 in float32: the paper's score range, never 0 (arXiv 2009.05169).
+/// sigmoid(logits) + 1e-5 in float32: the score range of the code published with arXiv 2009.05169, never 0.
 torch::Tensor score_from_logits(const torch::Tensor& logits);
 
 /// The dtype that linear layers of a scorer compute in: that of autocast where it is on and takes x, else that of x.

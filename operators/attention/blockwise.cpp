@@ -155,7 +155,7 @@ Cost blockwise_cost(const AttentionShape& shape, const Options& options) {
 const RegisterAttention registration({
     {.name = "blockwise",
      .description = "attention within chunks of the sequence",
-     .source = "arXiv 2009.05169, section 2 (blockwise baseline)",
+     .source = "arXiv 2009.05169, blockwise baseline",
      .options =
          {{.name = "chunk", .type = OptionType::integer, .fallback = 512, .meaning = "rows of one chunk, m", .minimum = 1}},
      .capabilities = {.causal = true}},

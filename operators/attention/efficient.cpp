@@ -62,7 +62,7 @@ Cost efficient_cost(const AttentionShape& shape, const Options&) {
 const RegisterAttention registration({
     {.name = "efficient",
      .description = "softmax over the features of q and over the positions of k, multiplied from the right: linear",
-     .source = "arXiv 1812.01243, section 3.2",
+     .source = "arXiv 1812.01243, efficient attention with softmax normalisation",
      .capabilities = {.cross = true}},
     [](const Options&) { return std::make_shared<EfficientAttention>(); },
     [](const Options&) { return std::make_shared<EfficientByPairs>(); },

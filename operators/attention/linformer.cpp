@@ -131,7 +131,7 @@ Cost linformer_cost(const AttentionShape& shape, const Options& options) {
 const RegisterAttention registration({
     {.name = "linformer",
      .description = "keys and values projected along the length to a fixed number of rows by a fixed projection",
-     .source = "arXiv 2006.04768, equation 7 with E = F; `random` as in Theorem 2",
+     .source = "arXiv 2006.04768, equation 7 with E = F; `random` as in the proof of Theorem 2",
      .options = {{.name = "projected_length",
                   .type = OptionType::integer,
                   .fallback = 256,

@@ -265,7 +265,7 @@ Cost lsh_cost(const AttentionShape& shape, const Options& options) {
 const RegisterAttention registration({
     {.name = "lsh",
      .description = "each row attends to rows of nearby hash: shared queries and keys (k is not read), several rounds",
-     .source = "arXiv 2001.04451, equations 2 to 6 and appendix A",
+     .source = "arXiv 2001.04451, equation 5 and appendix A, without the mask of other buckets in a chunk",
      .options = {{.name = "rounds",
                   .type = OptionType::integer,
                   .fallback = 4,

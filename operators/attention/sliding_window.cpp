@@ -202,7 +202,7 @@ Cost sliding_window_cost(const AttentionShape& shape, const Options& options) {
 const RegisterAttention registration({
     {.name = "sliding_window",
      .description = "attention to a window on each side, and to and from global rows at the front",
-     .source = "arXiv 2004.05150, section 3.1",
+     .source = "arXiv 2004.05150, section 3.1; w is half of the paper's",
      .options = {{.name = "window",
                   .type = OptionType::integer,
                   .fallback = 256,

@@ -158,7 +158,7 @@ const RegisterPooling registration({
     {.name = "relaxed_subset",
      .description =
          "relaxed subset sampling, without noise the neural nearest neighbours relaxation: a += log(1 - softmax(a / t))",
-     .source = "Xie and Ermon 2019, arXiv 1901.10517, algorithm 1; Ploetz and Roth 2018, arXiv 1810.12575, equation 9",
+     .source = "Xie and Ermon 2019, arXiv 1901.10517, relaxed subsets; Ploetz and Roth 2018, arXiv 1810.12575, equation 9",
      .options =
          {{.name = "temperature",
            .type = OptionType::real,

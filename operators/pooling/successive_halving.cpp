@@ -147,7 +147,7 @@ std::vector<OptionSpec> option_specs() {
 const RegisterPooling registration({
     {.name = "successive_halving",
      .description = "Successive Halving top-k in one pass: tournament on the scores, one weighted gather",
-     .source = "arXiv 2010.15552, algorithm 1; arXiv 2009.05169, section 3",
+     .source = "arXiv 2010.15552, Successive Halving Top-k Operator",
      .options = option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalving>(options); },
     make_reference,

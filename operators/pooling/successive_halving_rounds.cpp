@@ -151,7 +151,7 @@ std::shared_ptr<const PoolingOperator> one_pass_reference(const Options& options
 const RegisterPooling registration({
     {.name = "successive_halving_rounds",
      .description = "Successive Halving as in the paper: round by round on whole rows, one batch row at a time",
-     .source = "arXiv 2010.15552, algorithm 1",
+     .source = "arXiv 2010.15552, Successive Halving Top-k Operator",
      .options = tournament_option_specs()},
     [](const Options& options) { return std::make_shared<SuccessiveHalvingRounds>(options); },
     one_pass_reference,

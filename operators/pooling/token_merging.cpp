@@ -228,7 +228,7 @@ Cost token_merging_cost(const PoolingShape& shape, const Options&) {
 const RegisterPooling registration({
     {.name = "token_merging",
      .description = "bipartite soft matching: the most similar rows merge into their means until k are left",
-     .source = "ToMe, arXiv 2210.09461, section 3, on x itself; control"},
+     .source = "ToMe, arXiv 2210.09461, bipartite soft matching, on x itself; control"},
     [](const Options&) { return std::make_shared<TokenMerging>(); },
     [](const Options&) { return std::make_shared<TokenMergingReference>(); },
     token_merging_cost,
