@@ -292,7 +292,8 @@ std::string compare(const Case& c, const Inputs& in, const Results& found, const
   };
   if (auto problem = disagreement(c, found.positions, expected.positions, all(&Results::positions)); !problem.empty())
     return problem;
-  const double by = rounding(c.shape.dtype);
+  // Steps that end where sums hold to 1e-12 do not end at the same digits everywhere.
+  const double by = std::max(rounding(c.shape.dtype), c.variant->name == "soft_topk" ? 1e-10 : 0);
   // Below what the dtype holds, or float32 where sums are taken in it, a result may become zero.
   const double smallest = c.shape.dtype == at::kDouble ? 1e-290 : c.shape.dtype == at::kHalf ? 1e-6 : 1e-30;
   // Where a tie that rounding decides gave another selection, nothing else of that batch row can be compared.
