@@ -19,6 +19,11 @@ __device__ Pack<S, 2> column_of(const RelaxedSubsetArguments& a, std::int64_t b,
   return {};
 }
 
+/// Rows of a batch row that are valid: the first ones.
+__device__ inline std::int64_t valid_rows(const RelaxedSubsetArguments& a, std::int64_t b) {
+  return static_cast<std::int64_t>(a.frame[b * frame_size + 4]);
+}
+
 /// The interval of a batch row's scores, which the polynomials see as [-1, 1], and the highest.
 struct Frame {
   double centre, half, highest, power;
@@ -46,9 +51,6 @@ template <class C>
 class Polynomials {
  public:
   __device__ Polynomials(C x, C factor) : twice_(2 * x), now_(factor), after_(x * factor) {}
-  __device__ void skip(int count) {
-    for (int i = 0; i < count; ++i) next();
-  }
   __device__ C next() {
     const C given = now_;
     now_ = after_;
@@ -97,17 +99,15 @@ struct Lead {
   }
 };
 
-/// Coefficients of a slice, and of all slices that hold `degree` of them.
-constexpr int most_slice = 16;
-__device__ inline int slices_of(int degree) { return degree <= 8 ? (degree > 0 ? 8 : 0) : degree <= most_slice ? 16 : 32; }
+/// Coefficients that a batch row's series are taken with: none where its columns are taken one by one.
+constexpr int few_terms = 16;
+__device__ inline int terms_of(int degree) { return degree <= 0 ? 0 : degree <= few_terms ? few_terms : nodes; }
 
-/// call<Q>(first) for slices of the coefficients, of Q numbers from `first` on; nothing where there are none.
-template <class Call>
-__device__ void by_slices(int degree, Call call) {
-  if (degree <= 0) return;
-  if (degree <= 8) return call.template operator()<8>(0);
-  call.template operator()<16>(0);
-  if (degree > 16) call.template operator()<16>(16);
+/// Whether any batch row's columns are taken one by one. By all threads of a block.
+__device__ inline bool any_by_column(const RelaxedSubsetArguments& a) {
+  bool any = false;
+  for (auto b = static_cast<std::int64_t>(threadIdx.x); b < a.batch; b += blockDim.x) any = any || a.degree[b] == 0;
+  return __syncthreads_or(any);
 }
 
 /// call<S, E>() for the type of the sums and that of the elements.
@@ -124,6 +124,31 @@ void by_element(Element element, Call call) {
 inline const char* launch_error() {
   const auto error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+/// Lets the kernel that is launched beside this one begin.
+__device__ inline void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+/// Of the kernel that runs beside the last one: it ends no sooner than that, so that what comes next waits for both. One
+/// block that waits is enough, and it is the last one that starts.
+__device__ inline void end_after_previous() {
+  if (blockIdx.x + 1 == gridDim.x && blockIdx.y + 1 == gridDim.y && blockIdx.z + 1 == gridDim.z)
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/// `beside`: from when on the last kernel allows it. It must not touch what that one writes, nor write what that one reads.
+template <class... Parameters, class... Given>
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, bool beside, void* stream, const Given&... given) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = beside ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(given)...);
 }
 
 }  // namespace

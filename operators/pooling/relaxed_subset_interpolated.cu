@@ -33,10 +33,11 @@ __device__ double series_scale(int q) { return (q == 0 ? 1.0 : 2.0) / nodes; }
 
 struct Extremes {
   double lowest, highest;
-  int leader;
+  int leader, rows;  // up to the last that is valid
 
   __device__ void take(const Extremes& other) {
     lowest = fmin(lowest, other.lowest);
+    rows = max(rows, other.rows);
     if (other.highest < highest || (other.highest == highest && other.leader >= leader)) return;
     highest = other.highest;
     leader = other.leader;
@@ -46,7 +47,7 @@ struct Extremes {
 __device__ Extremes extremes_of(const RelaxedSubsetArguments& a, std::int64_t b) {
   __shared__ Extremes of_warps[threads / lanes];
   const double* row = a.a + b * a.length;
-  Extremes own = {-2 * floor_logit, 2 * floor_logit, 0};
+  Extremes own = {-2 * floor_logit, 2 * floor_logit, 0, 0};
   constexpr int at_once = 8;
   for (int first = static_cast<int>(threadIdx.x); first < a.length; first += at_once * threads) {
     double value[at_once];
@@ -54,11 +55,11 @@ __device__ Extremes extremes_of(const RelaxedSubsetArguments& a, std::int64_t b)
     for (int i = 0; i < at_once; ++i) value[i] = first + i * threads < a.length ? row[first + i * threads] : floor_logit;
 #pragma unroll
     for (int i = 0; i < at_once; ++i)
-      if (value[i] > floor_logit) own.take({value[i], value[i], first + i * threads});
+      if (value[i] > floor_logit) own.take({value[i], value[i], first + i * threads, first + i * threads + 1});
   }
   for (int step = lanes / 2; step > 0; step /= 2)
     own.take({__shfl_xor_sync(every_lane, own.lowest, step), __shfl_xor_sync(every_lane, own.highest, step),
-              __shfl_xor_sync(every_lane, own.leader, step)});
+              __shfl_xor_sync(every_lane, own.leader, step), __shfl_xor_sync(every_lane, own.rows, step)});
   if (threadIdx.x % lanes == 0) of_warps[threadIdx.x / lanes] = own;
   __syncthreads();
   for (int warp = 0; warp < threads / lanes; ++warp) own.take(of_warps[warp]);
@@ -82,6 +83,7 @@ __global__ void __launch_bounds__(threads) moments_kernel(RelaxedSubsetArguments
     kept[1] = frame.half;
     kept[2] = frame.highest;
     kept[3] = extremes.leader;
+    kept[4] = extremes.rows;
   }
   const int q = static_cast<int>(threadIdx.x) % nodes, group = static_cast<int>(threadIdx.x) / nodes;
   double plain = 0, scored = 0;
@@ -277,6 +279,7 @@ __global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArg
   __shared__ RoundsMemory memory;
   const auto b = static_cast<std::int64_t>(blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
+  let_next_begin();
   double* kept = a.frame + b * frame_size;
   const Frame frame(a, b);
   const double power = frame.power;
@@ -312,93 +315,6 @@ __global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArg
     __syncthreads();
   }
   if (threadIdx.x == 0) a.degree[b] = memory.irregular ? 0 : memory.degree;
-}
-
-/// Rounds of a warp, and of a block, that gathers the gradients of their coefficients.
-template <class S>
-constexpr int warp_rows = std::is_same_v<S, double> ? 2 : 4;
-template <class S>
-constexpr int block_rows = warp_rows<S>* threads / lanes;
-
-/// What a warp takes of its rows at a time: V adjacent columns a lane, some steps of all lanes.
-template <class E, int Rows, int V>
-struct RowPiece {
-  static constexpr int steps = moment_columns / lanes / V;
-  Pack<E, V> given[steps][Rows];
-
-  __device__ void load(const E* const (&rows)[Rows], int first, std::int64_t length) {
-    const int lane = static_cast<int>(threadIdx.x) % lanes;
-#pragma unroll
-    for (int step = 0; step < steps; ++step) {
-      const auto j = first + (step * lanes + lane) * V;
-#pragma unroll
-      for (int i = 0; i < Rows; ++i)
-        if (j < length) given[step][i] = *reinterpret_cast<const Pack<E, V>*>(rows[i] + j);
-        else
-          for (int v = 0; v < V; ++v) given[step][i].element[v] = E(0.0f);
-    }
-  }
-};
-
-/// The gradients of a slice of the rounds' coefficients: the weights' gradients times the polynomials of each column.
-template <class S, class E, int Q, int V>
-__device__ void gather_coefficient_gradients(const RelaxedSubsetArguments& a, S* basis, int slice) {
-  constexpr int rows = warp_rows<S>;
-  const auto b = static_cast<std::int64_t>(blockIdx.y);
-  const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
-  const int column = static_cast<int>(threadIdx.x);
-  const auto first_row = static_cast<std::int64_t>(blockIdx.x) * block_rows<S> + warp * rows;
-  const E* own[rows];
-#pragma unroll
-  for (int i = 0; i < rows; ++i)
-    own[i] = static_cast<const E*>(a.weight_gradient) + (b * a.rounds + min(first_row + i, a.rounds - 1)) * a.length;
-  S sum[rows][Q] = {};
-  RowPiece<E, rows, V> now, next;
-  now.load(own, 0, a.length);
-  Pack<S, 2> place = column < moment_columns ? column_of<S>(a, b, column) : Pack<S, 2>{};
-  for (int first = 0; first < a.length; first += moment_columns) {
-    __syncthreads();
-    if (column < moment_columns) {
-      Polynomials<S> polynomials(place.element[0], place.element[1]);
-      polynomials.skip(slice);
-#pragma unroll
-      for (int q = 0; q < Q; ++q) basis[q * moment_columns + column] = polynomials.next();
-      place = column_of<S>(a, b, first + moment_columns + column);
-    }
-    __syncthreads();
-    next.load(own, first + moment_columns, a.length);
-#pragma unroll
-    for (int step = 0; step < now.steps; ++step)
-#pragma unroll
-      for (int q = 0; q < Q; ++q) {
-        const auto factor = *reinterpret_cast<const Pack<S, V>*>(basis + q * moment_columns + (step * lanes + lane) * V);
-#pragma unroll
-        for (int i = 0; i < rows; ++i)
-#pragma unroll
-          for (int v = 0; v < V; ++v) sum[i][q] += static_cast<S>(now.given[step][i].element[v]) * factor.element[v];
-      }
-    now = next;
-  }
-#pragma unroll
-  for (int i = 0; i < rows; ++i) {
-    S total = 0;
-#pragma unroll
-    for (int q = 0; q < Q; ++q) {
-      const S all = sum_over_warp(sum[i][q]);
-      if (lane == q) total = all;
-    }
-    if (lane >= Q || first_row + i >= a.rounds) continue;
-    const auto at = b * a.rounds + first_row + i;
-    const auto mixed = static_cast<double>(static_cast<const S*>(a.mixed_gradient)[at]);
-    const double scored = a.frame[b * frame_size + relaxed_subset_frame + nodes + slice + lane];
-    static_cast<S*>(a.coefficient_gradient)[at * nodes + slice + lane] = total + static_cast<S>(mixed * scored);
-  }
-}
-
-template <class S, class E, int V>
-__global__ void __launch_bounds__(threads, 2) coefficient_gradient_kernel(RelaxedSubsetArguments a) {
-  __shared__ alignas(16) S basis[most_slice * moment_columns];
-  by_slices(a.degree[blockIdx.y], [&]<int Q>(int slice) { gather_coefficient_gradients<S, E, Q, V>(a, basis, slice); });
 }
 
 /// The rounds backwards at the nodes. With b the gradient of the next shares, that of these is alpha b + gamma - moment *
@@ -488,7 +404,8 @@ __global__ void __launch_bounds__(backward_threads<S>) rounds_backward_kernel(Re
   __shared__ BackwardTables tables;
   constexpr int rows = BackwardMemory<S>::rows;
   const auto b = static_cast<std::int64_t>(blockIdx.x);
-  const int used = slices_of(a.degree[b]);
+  let_next_begin();
+  const int used = terms_of(a.degree[b]);
   if (used == 0) return;
   const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
   const double* kept = a.frame + b * frame_size;
@@ -542,175 +459,75 @@ __global__ void __launch_bounds__(backward_threads<S>) rounds_backward_kernel(Re
   a.frame_gradient[b * 2 * nodes + nodes + lane] = all.scored;
 }
 
-constexpr int column_slice = 8;  // coefficients that are added up over the warps at a time
-constexpr int column_rows = 64;  // rounds whose coefficients stand in shared memory at a time
-
-/// Some rounds of a warp at V adjacent columns a lane.
-template <class E, int Count, int V>
-struct ColumnPiece {
-  Pack<E, V> given[Count];
-
-  __device__ void load(const E* column, std::int64_t first, std::int64_t step, const RelaxedSubsetArguments& a,
-                       bool inside) {
-#pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      const auto round = first + i * step;
-      if (inside && round < a.rounds) given[i] = *reinterpret_cast<const Pack<E, V>*>(column + round * a.length);
-      else
-        for (int v = 0; v < V; ++v) given[i].element[v] = E(0.0f);
-    }
-  }
-};
-
-/// sum[v][q] = sum over this warp's rounds of the weights' gradients of column v times coefficient q.
-template <class S, class E, int Q, int V>
-__device__ void gather_column(const RelaxedSubsetArguments& a, S* coefficients, int slice, S (&sum)[V][Q]) {
-  constexpr int warps = threads / lanes, each = column_rows / warps, loads = (column_rows * Q + threads - 1) / threads;
-  const auto b = static_cast<std::int64_t>(blockIdx.y);
-  const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
-  const auto j = (static_cast<std::int64_t>(blockIdx.x) * lanes + lane) * V;
-  const auto* column = static_cast<const E*>(a.weight_gradient) + b * a.rounds * a.length + j;
-  ColumnPiece<E, each, V> now, next;
-  S kept[loads];
-  const auto load_coefficients = [&](std::int64_t round) {
-#pragma unroll
-    for (int i = 0; i < loads; ++i) {
-      const int at = i * threads + static_cast<int>(threadIdx.x);
-      const auto row = round + at / Q;
-      kept[i] = at < column_rows * Q && row < a.rounds
-                    ? static_cast<const S*>(a.coefficients)[(b * a.rounds + row) * nodes + slice + at % Q]
-                    : S(0);
-    }
-  };
-  load_coefficients(0);
-  now.load(column, warp, warps, a, j < a.length);
-  for (std::int64_t round = 0; round < a.rounds; round += column_rows) {
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < loads; ++i)
-      if (const int at = i * threads + static_cast<int>(threadIdx.x); at < column_rows * Q) coefficients[at] = kept[i];
-    __syncthreads();
-    load_coefficients(round + column_rows);
-    next.load(column, round + column_rows + warp, warps, a, j < a.length);
-#pragma unroll
-    for (int i = 0; i < each; ++i)
-#pragma unroll
-      for (int q = 0; q < Q; q += 4) {
-        const auto factor = *reinterpret_cast<const Pack<S, 4>*>(coefficients + (i * warps + warp) * Q + q);
-#pragma unroll
-        for (int v = 0; v < V; ++v)
-#pragma unroll
-          for (int f = 0; f < 4; ++f) sum[v][q + f] += static_cast<S>(now.given[i].element[v]) * factor.element[f];
-      }
-    now = next;
-  }
-}
-
 /// One column a thread: its polynomials, and what their coefficients and moments give back to it.
 struct ColumnGradient {
   Polynomials<double> value;
   Slopes slope;
   const double* of_moments;
-  double half, power, score, gradient = 0, score_gradient = 0;
+  double over_half, power, score, gradient = 0, score_gradient = 0;
 
   __device__ ColumnGradient(const RelaxedSubsetArguments& a, const Frame& frame, std::int64_t b, double place, double height,
                             double score)
       : value(place, height),
         slope(place, height),
         of_moments(a.frame_gradient + b * 2 * nodes),
-        half(frame.half),
+        over_half(1 / frame.half),
         power(frame.power),
         score(score) {}
 
   __device__ void take(int q, double of_coefficient) {
     const double of_mixed = of_moments[nodes + q], now = value.next();
-    gradient += (of_coefficient + score * of_mixed + of_moments[q]) * (slope.next() / half + now * power);
+    gradient += (of_coefficient + score * of_mixed + of_moments[q]) * (slope.next() * over_half + now * power);
     score_gradient += now * of_mixed;
   }
 };
 
-template <class S, class E, int V>
-__global__ void __launch_bounds__(threads, 2) column_gradient_kernel(RelaxedSubsetArguments a) {
-  constexpr int warps = threads / lanes, width = lanes * V;
-  __shared__ alignas(32) S coefficients[column_rows * most_slice];
-  __shared__ S sums[warps][column_slice][width];
-  const auto b = static_cast<std::int64_t>(blockIdx.y);
-  const int degree = a.degree[b];
-  if (degree == 0) return;
-  const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
-  const auto own = static_cast<int>(threadIdx.x);
-  const auto j = static_cast<std::int64_t>(blockIdx.x) * width + own;
-  const bool mine = own < width && j < a.length;
+template <class S>
+__global__ void __launch_bounds__(threads) column_gradient_kernel(RelaxedSubsetArguments a) {
+  const auto b = static_cast<std::int64_t>(blockIdx.y), j = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x;
+  const int terms = terms_of(a.degree[b]);
+  if (terms == 0 || j >= a.length) return;
   const Frame frame(a, b);
-  const auto place = mine ? column_of<S>(a, b, j) : Pack<S, 2>{};
+  const auto place = column_of<S>(a, b, j);
   ColumnGradient column(a, frame, b, static_cast<double>(place.element[0]), static_cast<double>(place.element[1]),
-                        mine ? static_cast<double>(static_cast<const S*>(a.scores)[b * a.length + j]) : 0.0);
-  by_slices(degree, [&]<int Q>(int slice) {
-    S sum[V][Q] = {};
-    gather_column<S, E, Q, V>(a, coefficients, slice, sum);
-#pragma unroll
-    for (int first = 0; first < Q; first += column_slice) {
-      __syncthreads();
-#pragma unroll
-      for (int q = 0; q < column_slice; ++q)
-#pragma unroll
-        for (int v = 0; v < V; ++v) sums[warp][q][lane * V + v] = sum[v][first + q];
-      __syncthreads();
-      for (int q = 0; q < column_slice && own < width; ++q) {
-        double total = 0;
-        for (int i = 0; i < warps; ++i) total += static_cast<double>(sums[i][q][own]);
-        column.take(slice + first + q, total);
-      }
-    }
-  });
-  if (!mine) return;
+                        static_cast<double>(static_cast<const S*>(a.scores)[b * a.length + j]));
+  const auto* dots = static_cast<const S*>(a.polynomial_dots) + b * nodes * a.length + j;
   // The moments' gradient has more terms than the coefficients that the weights need.
-  for (int q = slices_of(degree); q < nodes; ++q) column.take(q, 0);
+#pragma unroll
+  for (int q = 0; q < nodes; ++q) column.take(q, q < terms ? static_cast<double>(dots[q * a.length]) : 0.0);
   a.gradient[b * a.length + j] = column.gradient;
   static_cast<S*>(a.score_gradient)[b * a.length + j] = static_cast<S>(column.score_gradient);
 }
 
-template <class S>
-void forward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
-  const auto batch = static_cast<unsigned>(a.batch);
-  moments_kernel<S><<<dim3(static_cast<unsigned>(relaxed_subset_parts), batch), threads, 0, stream>>>(a);
-  rounds_kernel<S><<<batch, rounds_threads, 0, stream>>>(a);
-}
-
-template <class S, class E, int V>
-void backward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
-  const auto batch = static_cast<unsigned>(a.batch);
-  const auto row_blocks = static_cast<unsigned>((a.rounds + block_rows<S> - 1) / block_rows<S>);
-  const auto column_blocks = static_cast<unsigned>((a.length + lanes * V - 1) / (lanes * V));
-  coefficient_gradient_kernel<S, E, V><<<dim3(row_blocks, batch), threads, 0, stream>>>(a);
-  rounds_backward_kernel<S><<<batch, backward_threads<S>, 0, stream>>>(a);
-  column_gradient_kernel<S, E, V><<<dim3(column_blocks, batch), threads, 0, stream>>>(a);
-}
-
-/// Adjacent columns that a lane takes at a time.
-template <class E>
-constexpr int adjacent = sizeof(E) == 8   ? 1
-                         : sizeof(E) == 4 ? 2
-                                          : 4;
-
-template <class S, class E>
-void backward(const RelaxedSubsetArguments& a, cudaStream_t stream) {
-  if (a.length % adjacent<E> == 0) backward<S, E, adjacent<E>>(a, stream);
-  else backward<S, E, 1>(a, stream);
+/// call<S>() for the type of the sums.
+template <class Call>
+const char* by_sum(const RelaxedSubsetArguments& a, Call call) {
+  if (a.element == Element::float64) call.template operator()<double>();
+  else call.template operator()<float>();
+  return launch_error();
 }
 
 }  // namespace
 
-const char* relaxed_subset_interpolated_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (arguments.element == Element::float64) forward<double>(arguments, cuda_stream);
-  else forward<float>(arguments, cuda_stream);
-  return launch_error();
+const char* relaxed_subset_interpolated_cuda(const RelaxedSubsetArguments& a, void* stream) {
+  return by_sum(a, [&]<class S>() {
+    const auto batch = static_cast<unsigned>(a.batch);
+    launch(moments_kernel<S>, dim3(static_cast<unsigned>(relaxed_subset_parts), batch), threads, false, stream, a);
+    launch(rounds_kernel<S>, dim3(batch), rounds_threads, false, stream, a);
+  });
 }
 
-const char* relaxed_subset_interpolated_backward_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
-  by_element(arguments.element, [&]<class S, class E>() { backward<S, E>(arguments, static_cast<cudaStream_t>(stream)); });
-  return launch_error();
+const char* relaxed_subset_interpolated_backward_cuda(const RelaxedSubsetArguments& a, void* stream) {
+  return by_sum(a, [&]<class S>() {
+    launch(rounds_backward_kernel<S>, dim3(static_cast<unsigned>(a.batch)), backward_threads<S>, false, stream, a);
+  });
+}
+
+const char* relaxed_subset_column_gradient_cuda(const RelaxedSubsetArguments& a, void* stream) {
+  return by_sum(a, [&]<class S>() {
+    const dim3 grid(static_cast<unsigned>((a.length + threads - 1) / threads), static_cast<unsigned>(a.batch));
+    launch(column_gradient_kernel<S>, grid, threads, false, stream, a);
+  });
 }
 
 }  // namespace transpool

@@ -126,14 +126,15 @@ TEST_F(RelaxationsOnCuda, RankMoreRowsThanOneBlockHolds) {
 }
 
 using RelaxedSubsetRounds = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                       at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, std::int64_t, double);
+                                       at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                                           const at::Tensor&, std::int64_t, double);
 
 /// Coefficients that the rounds of `relaxed_subset` need for each batch row; 0 where they go column by column.
 std::vector<int> relaxed_subset_degrees(const at::Tensor& scores, std::int64_t k, double temperature) {
   const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("transpool::relaxed_subset_rounds", "").typed<RelaxedSubsetRounds>();
   const auto a = on_cuda(scores.to(at::kDouble));
-  const auto degrees = std::get<2>(op.call(a, a, k, temperature)).cpu();
+  const auto degrees = std::get<3>(op.call(a.unsqueeze(2), a, a, k, temperature)).cpu();
   return {degrees.data_ptr<int>(), degrees.data_ptr<int>() + degrees.numel()};
 }
 
@@ -152,6 +153,98 @@ TEST_F(RelaxationsOnCuda, RoundsOfSmoothWeightsAreThoseOfTheCpuAtTheDefaultTempe
     for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16})
       for (const bool with_lengths : {false, true})
         expect_as_on_the_cpu({{"name", "relaxed_subset"}}, {2, 4099, 130, 8}, kind, with_lengths, dtype);
+}
+
+TEST_F(RelaxationsOnCuda, SeriesTakeRowsOfAnyWidth) {
+  for (const Sizes& s : {Sizes{2, 300, 33, 1}, {2, 300, 33, 7}, {3, 300, 1, 24}, {2, 1030, 65, 130}, {2, 400, 40, 513}})
+    for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf})
+      for (const bool with_lengths : {false, true})
+        expect_as_on_the_cpu({{"name", "relaxed_subset"}, {"temperature", 1.0}}, s, "distinct", with_lengths, dtype);
+}
+
+/// Scores of which the first and last batch rows have smooth weights and the others have not.
+at::Tensor scores_of_both_forms(std::int64_t n) {
+  return at::stack({at::rand({n}), at::rand({n}) * 100, at::rand({n}) * 100, at::rand({n})});
+}
+
+TEST_F(RelaxationsOnCuda, BothFormsOfTheRoundsShareABatch) {
+  const std::int64_t n = 700, k = 60;
+  const auto scores = scores_of_both_forms(n);
+  const auto degrees = relaxed_subset_degrees(scores, k, 1.0);
+  for (const std::size_t b : {0, 3}) EXPECT_GT(degrees[b], 0);
+  for (const std::size_t b : {1, 2}) EXPECT_EQ(degrees[b], 0);
+  const auto op = pooling({{"name", "relaxed_subset"}, {"temperature", 1.0}});
+  for (const std::int64_t width : {1, 24, 65, 256})
+    for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf})
+      for (const bool with_lengths : {false, true}) {
+        SCOPED_TRACE(std::string(dtype_name(dtype)) + " d " + std::to_string(width) + (with_lengths ? " lengths" : ""));
+        auto x = at::randn({4, n, width}, at::kDouble).to(dtype);
+        Lengths lengths;
+        if (with_lengths) {
+          lengths = at::tensor({n, n - 1, n / 2, n / 3}, at::kLong);
+          x.masked_fill_(valid_positions(*lengths, n).logical_not().unsqueeze(2), std::nan(""));
+        }
+        const auto accumulated = accumulation_dtype(dtype);
+        const auto s = scores.to(accumulated);
+        const std::vector<at::Tensor> cotangents = {at::randn({4, k, width}, at::kDouble).to(dtype),
+                                                    at::randn({4, k}, at::kDouble).to(accumulated)};
+        const auto host = pass(*op, x.to(accumulated), s, k, lengths, {cotangents[0].to(accumulated), cotangents[1]});
+        const auto device =
+            pass(*op, on_cuda(x), on_cuda(s), k, on_cuda(lengths), {on_cuda(cotangents[0]), on_cuda(cotangents[1])});
+        for (const std::size_t i : {0, 1, 3, 4}) {
+          const double tolerance = i == 1 ? 1e-4 : tolerance_of(dtype);
+          for (std::int64_t b = 0; b < 4; ++b) {
+            const auto expected = host[i][b].to(at::kDouble);
+            const double largest = std::max(1.0, expected.abs().max().item<double>());
+            EXPECT_TRUE(close(device[i][b].cpu().to(at::kDouble), expected, tolerance, tolerance * largest))
+                << "result " << i << " of batch row " << b;
+          }
+        }
+      }
+}
+
+TEST_F(RelaxationsOnCuda, BothFormsGiveEqualBitsInEveryRunAndFromAGraph) {
+  const std::int64_t n = 1000, k = 50;
+  const auto op = pooling({{"name", "relaxed_subset"}, {"temperature", 1.0}});
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto x = on_cuda(at::randn({4, n, 136}).to(dtype)), scores = on_cuda(scores_of_both_forms(n));
+    const std::vector<at::Tensor> cotangents = {on_cuda(at::randn({4, k, 136}).to(dtype)), on_cuda(at::randn({4, k}))};
+    const auto first = pass(*op, x, scores, k, std::nullopt, cotangents);
+    for (int run = 0; run < 20; ++run) {
+      const auto again = pass(*op, x, scores, k, std::nullopt, cotangents);
+      for (std::size_t i = 0; i < first.size(); ++i) ASSERT_TRUE(at::equal(again[i], first[i])) << "result " << i;
+    }
+#ifdef TRANSPOOL_CUDA
+    const auto stream = c10::cuda::getStreamFromPool();
+    const c10::cuda::CUDAStreamGuard guard(stream);
+    pass(*op, x, scores, k, std::nullopt, cotangents);
+    at::cuda::CUDAGraph graph;
+    graph.capture_begin();
+    const auto replayed = pass(*op, x, scores, k, std::nullopt, cotangents);
+    graph.capture_end();
+    // Which batch row takes which form is decided anew.
+    scores.copy_(scores.flip(0).roll(1, 0));
+    graph.replay();
+    const auto expected = pass(*op, x, scores, k, std::nullopt, cotangents);
+    stream.synchronize();
+    for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(at::equal(replayed[i], expected[i])) << "result " << i;
+#endif
+  }
+}
+
+TEST_F(RelaxationsOnCuda, RelaxedSubsetGivesTheSameGradientWhereItIsTheOnlyOneWanted) {
+  const auto op = pooling({{"name", "relaxed_subset"}, {"temperature", 1.0}});
+  const auto x = on_cuda(at::randn({4, 300, 24})), scores = on_cuda(scores_of_both_forms(300));
+  const auto gradients_in = [&](bool rows, bool weights) {
+    const auto in = x.detach().requires_grad_(rows), s = scores.detach().requires_grad_(weights);
+    std::vector<at::Tensor> wanted;
+    if (rows) wanted.push_back(in);
+    if (weights) wanted.push_back(s);
+    return torch::autograd::grad({op->forward(in, s, 20, std::nullopt).values.square().sum()}, wanted);
+  };
+  const auto both = gradients_in(true, true);
+  EXPECT_TRUE(at::equal(gradients_in(true, false)[0], both[0]));
+  EXPECT_TRUE(at::equal(gradients_in(false, true)[0], both[1]));
 }
 
 TEST_F(RelaxationsOnCuda, SayThatTheirKernelsRun) {
