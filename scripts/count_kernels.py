@@ -108,7 +108,7 @@ def count(case: str, ncu: str) -> list[dict[str, str]]:
 
 def short_name(demangled: str) -> str:
     """gather_kernel<float, 4> of void transpool::(anonymous namespace)::gather_kernel<float, (int)4>(...)."""
-    name = re.sub(r"\(anonymous namespace\)::|\(int\)|\(bool\)|<unnamed>::|transpool::|pytorch_flash::|^void ", "", demangled)
+    name = re.sub(r"[(<]*(anonymous namespace|unnamed)[)>]*::|\(int\)|\(bool\)|transpool::|pytorch_flash::|^void ", "", demangled)
     name = re.sub(r"\(.*", "", name)
     return name if len(name) <= 60 else name.split("<")[0]
 

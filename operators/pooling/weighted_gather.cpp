@@ -117,9 +117,13 @@ void forward_rows(const Sizes& s, const T* x, const std::int64_t* rows, const Su
   });
 }
 
-/// x_gradient[i] = weight * gradient[i]; returns <gradient, x>.
+/// x_gradient[i] = weight * gradient[i]; returns <gradient, x>. Rows of no weight get zeros and are not read, as forward.
 template <class T, class Sum>
 TRANSPOOL_INLINE Sum backward_row(const T* gradient, const T* x, Sum weight, std::int64_t width, T* x_gradient) {
+  if (weight == Sum(0)) {
+    std::fill(x_gradient, x_gradient + width, T(0));
+    return 0;
+  }
   Sum dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (std::int64_t i = 0; i < width; ++i) {

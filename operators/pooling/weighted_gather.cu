@@ -50,14 +50,16 @@ __global__ void backward_kernel(const T* __restrict__ x, const std::int64_t* __r
     Sum dot = 0;
     if (row >= 0) {
       for (std::int64_t column = lane * V; column < width; column += 32 * V) {
-        const auto from_x = *reinterpret_cast<const Pack<T, V>*>(x + offset + row * width + column);
-        const auto from_out = *reinterpret_cast<const Pack<T, V>*>(gradient + column);
-        Pack<T, V> result;
+        Pack<T, V> result = {};
+        if (weight != Sum(0)) {
+          const auto from_x = *reinterpret_cast<const Pack<T, V>*>(x + offset + row * width + column);
+          const auto from_out = *reinterpret_cast<const Pack<T, V>*>(gradient + column);
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const Sum g = static_cast<Sum>(from_out.element[v]);
-          dot += g * static_cast<Sum>(from_x.element[v]);
-          result.element[v] = static_cast<T>(weight * g);
+          for (int v = 0; v < V; ++v) {
+            const Sum g = static_cast<Sum>(from_out.element[v]);
+            dot += g * static_cast<Sum>(from_x.element[v]);
+            result.element[v] = static_cast<T>(weight * g);
+          }
         }
         *reinterpret_cast<Pack<T, V>*>(x_gradient + offset + row * width + column) = result;
       }

@@ -7,7 +7,7 @@ namespace {
 
 Json neuralsort(double temperature) { return {{"name", "neuralsort"}, {"temperature", temperature}}; }
 
-/// Equation 5 of arXiv 1903.08850 as it stands, for one batch row (n,).
+/// The row-stochastic matrix of arXiv 1903.08850 as it is defined, for one batch row (n,).
 at::Tensor literal_weights(const at::Tensor& s, std::int64_t k, double temperature) {
   const auto n = s.size(0);
   const auto sums = (s.unsqueeze(1) - s.unsqueeze(0)).abs().sum(1);

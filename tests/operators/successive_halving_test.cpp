@@ -161,6 +161,22 @@ TEST_F(SuccessiveHalving, BothFormsHaveTheSameGradient) {
   }
 }
 
+TEST_F(SuccessiveHalving, RowsWithoutAScoreMayHoldAnything) {
+  for (const std::int64_t k : {1, 5}) {
+    auto scores = at::rand({2, 37}, at::kDouble);
+    const auto none = at::rand({2, 37}) < 0.3;
+    scores.masked_fill_(none, std::nan(""));
+    const auto fused = make(form("successive_halving", {}));
+    const auto function = as_function(*fused, k, std::nullopt);
+    const auto x = at::randn({2, 37, 4}, at::kDouble);
+    const auto cotangents = cotangents_for(function, {x, scores});
+    const auto expected = gradients_of(function, {x.masked_fill(none.unsqueeze(2), 0), scores}, cotangents);
+    const auto found = gradients_of(function, {x.masked_fill(none.unsqueeze(2), std::nan("")), scores}, cotangents);
+    EXPECT_TRUE(found[0].isfinite().all().item<bool>() && at::equal(found[0], expected[0])) << k;
+    EXPECT_TRUE(found[1].isfinite().all().item<bool>() && at::equal(found[1], expected[1])) << k;
+  }
+}
+
 TEST_F(SuccessiveHalving, GradientReachesTheLosersWeightsAndScores) {
   const std::vector<at::Tensor> inputs = {at::randn({1, 8, 3}, at::kDouble), at::rand({1, 8}, at::kDouble)};
   const auto fused = make(form("successive_halving", {2, true, true}));
