@@ -173,7 +173,8 @@ void prefer_huge_pages(const at::Tensor& tensor) {
   const auto first = (start + page - 1) / page * page;
   const auto last = (start + tensor.nbytes()) / page * page;
   // A hint: what it cannot have, it does without.
-  if (last > first + 2 * page) static_cast<void>(madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE));
+  if (last > first + 2 * page)
+    static_cast<void>(madvise(static_cast<char*>(tensor.data_ptr()) + (first - start), last - first, MADV_HUGEPAGE));
 #endif
 }
 

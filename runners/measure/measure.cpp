@@ -107,7 +107,8 @@ void measure_roofline(const Workload& workload, const at::Device& device, Record
   const double bound = std::max(copy, product);
   Summary share{.name = workload.prefix + "bound_share", .unit = "%", .value = 100 * bound / time->value};
   share.higher_is_better = true;
-  share.interval = {100 * bound / time->interval->second, 100 * bound / time->interval->first};
+  if (const auto& interval = time->interval)
+    share.interval = {100 * bound / interval->second, 100 * bound / interval->first};
   for (const auto sample : time->samples) share.samples.push_back(100 * bound / sample);
   share.statistic = "median";
   share.meaning = "measured bound over time: bytes by the copy bandwidth or FLOPs by the matrix product, " + workload.what;
