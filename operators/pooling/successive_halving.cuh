@@ -20,6 +20,19 @@ inline int processors() {
   return count;
 }
 
+/// Blocks of a kernel that run at once on the current device.
+inline std::int64_t blocks_at_once(const void* kernel, int threads, std::size_t bytes) {
+  int resident = 1;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, bytes);
+  return std::int64_t{processors()} * (resident > 1 ? resident : 1);
+}
+
+/// Blocks that take turns with `outputs`: as few as take no longer than all that run at once, so that all have as many.
+inline std::int64_t even_blocks(std::int64_t outputs, std::int64_t at_once) {
+  const auto each = (outputs + at_once - 1) / at_once;
+  return (outputs + each - 1) / each;
+}
+
 __device__ inline double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 
 __device__ inline double finite_or_zero(double value) { return isfinite(value) ? value : 0.0; }

@@ -18,10 +18,7 @@ __device__ void write_scores(const LayerArguments& l, std::int64_t batch, std::i
                              Sum bias) {
   const auto& a = l.pooling;
   const std::int64_t valid = min(a.length, a.lengths ? a.lengths[batch] : a.length);
-  const auto all = static_cast<float>(sum_each_in_warp(part) + bias);
-  float logit = all;
-  if (l.precision == Element::bfloat16) logit = __bfloat162float(__float2bfloat16_rn(all));
-  if (l.precision == Element::float16) logit = __half2float(__float2half_rn(all));
+  const float logit = rounded<float>(static_cast<float>(sum_each_in_warp(part) + bias), l.precision);
   const std::int64_t row = first + threadIdx.x % 32;
   if (threadIdx.x % 32 < score_rows && row < a.length)
     l.scores[batch * a.length + row] = row < valid ? 1 / (1 + expf(-logit)) + l.floor : 0.0f;
@@ -349,11 +346,9 @@ LayerLaunch layer_launch_of(const SuccessiveHalvingArguments& a) {
   launch.bytes = LayerMemory<Sum>::bytes(leaves, a.width, launch.groups);
   const auto kernel = layer_backward_kernel<T, V>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.bytes));
-  int resident = 1;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, layer_threads, static_cast<std::size_t>(launch.bytes));
-  const std::int64_t outputs = a.batch * a.slots, at_once = std::int64_t{processors()} * std::max(resident, 1);
-  const auto each = (outputs + at_once - 1) / at_once;
-  launch.blocks = (outputs + each - 1) / each;  // as few as take no longer, so that all have as many outputs
+  const auto at_once =
+      blocks_at_once(reinterpret_cast<const void*>(kernel), layer_threads, static_cast<std::size_t>(launch.bytes));
+  launch.blocks = even_blocks(a.batch * a.slots, at_once);
   return launch;
 }
 
@@ -388,11 +383,10 @@ void launch_scores(const LayerArguments& l, cudaStream_t stream) {
   const auto bytes = static_cast<std::size_t>(l.pooling.width) * sizeof(typename Accumulator<T>::type);
   const auto tasks_each = static_cast<unsigned>((l.pooling.length + score_rows - 1) / score_rows);
   const auto tasks = static_cast<unsigned>(l.pooling.batch) * tasks_each;
-  int resident = 1;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, score_kernel<T, V>, score_threads, bytes);
-  const unsigned needed = (tasks + score_threads / 32 - 1) / (score_threads / 32);
-  const auto blocks = std::min(needed, static_cast<unsigned>(processors() * std::max(resident, 1)));
-  score_kernel<T, V><<<blocks, score_threads, bytes, stream>>>(l, tasks, tasks_each);
+  const std::int64_t needed = (tasks + score_threads / 32 - 1) / (score_threads / 32);
+  const auto at_once = blocks_at_once(reinterpret_cast<const void*>(score_kernel<T, V>), score_threads, bytes);
+  score_kernel<T, V>
+      <<<static_cast<unsigned>(std::min(needed, at_once)), score_threads, bytes, stream>>>(l, tasks, tasks_each);
 }
 
 template <class Launch>

@@ -2,7 +2,6 @@
 
 #include "operators/pooling/successive_halving_layer.cuh"
 
-#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -227,6 +226,7 @@ __device__ inline float sum_over_team(float value, float (*sums)[32]) {
 template <class T, int Rounds, bool Scorer>
 struct TeamOutput {
   static constexpr int leaves = 1 << Rounds;
+  static constexpr unsigned leaf_mask = leaves < 32 ? (1u << leaves % 32) - 1 : ~0u;
   using Row = TeamRow<T, team_packs<T, Rounds>>;
 
   Row out;  // its gradient
@@ -263,7 +263,6 @@ struct TeamOutput {
     if (lane < leaves && read >> lane & 1)
       arrival.bring(stage + lane * a.width, static_cast<const T*>(a.x) + (first_row + row) * a.width, bytes);
   }
-  static constexpr unsigned leaf_mask = leaves < 32 ? (1u << leaves % 32) - 1 : ~0u;
 
   __device__ bool all_read() const { return read == 0xffffffffu; }
 
@@ -354,8 +353,7 @@ __global__ void __launch_bounds__(32 * team_most_warps)
   if constexpr (Scorer) scorer.write(static_cast<float*>(l.partial_sums) + blockIdx.x * (a.width + 1), a.width, leaves);
 }
 
-/// How teams are launched: so few that no team has an output more than another needs to have. No kernel: they take no such
-/// rows.
+/// How teams are launched. No kernel: they take no such rows.
 struct TeamLaunch {
   const void* kernel = nullptr;
   unsigned threads = 0, blocks = 0;
@@ -392,11 +390,8 @@ TeamLaunch team_launch_of(const SuccessiveHalvingArguments& a) {
   if (!launch.kernel) return launch;
   launch.bytes = static_cast<std::size_t>(bytes);
   cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.bytes));
-  int resident = 1;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, static_cast<int>(launch.threads), launch.bytes);
-  const std::int64_t outputs = a.batch * a.slots, at_once = std::int64_t{processors()} * std::max(resident, 1);
-  const auto each = (outputs + at_once - 1) / at_once;
-  launch.blocks = static_cast<unsigned>((outputs + each - 1) / each);
+  const auto at_once = blocks_at_once(launch.kernel, static_cast<int>(launch.threads), launch.bytes);
+  launch.blocks = static_cast<unsigned>(even_blocks(a.batch * a.slots, at_once));
   return launch;
 }
 

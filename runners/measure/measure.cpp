@@ -29,10 +29,10 @@ bool asks_for(const Cell& cell, const std::string& measure) {
 }
 
 void measure_time(const Cell& cell, Workload& workload, const at::Device& device, Record& record) {
-  const auto& json = cell.values.json();
-  const bool graph = json.contains("timing.graph") && cell.values.flag("timing.graph");
+  const auto is_set = [&](const char* name) { return cell.values.json().contains(name) && cell.values.flag(name); };
+  const bool graph = is_set("timing.graph");
   auto options = timing_options(cell.values);
-  options.head_start = json.contains("timing.head_start") && cell.values.flag("timing.head_start");
+  options.head_start = is_set("timing.head_start");
   const auto timing = graph ? time_runs(captured(workload.run, device), {}, device, options)
                             : time_runs(workload.run, workload.redraw, device, options);
   Summary summary{.name = workload.prefix + "time", .unit = "ms", .value = timing.median, .higher_is_better = false};
