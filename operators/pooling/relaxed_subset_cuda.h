@@ -63,8 +63,8 @@ struct RelaxedSubsetArguments {
 /// Whether one cluster holds a batch row of that length.
 bool relaxed_subset_fits(std::int64_t length);
 
-/// Numbers that the sums over `rows` rows of each batch row take while they are apart.
-std::int64_t relaxed_subset_partial_moments(const RelaxedSubsetArguments& arguments, std::int64_t rows);
+/// Numbers that either moments, those of the rows or of the rounds, take while their sums are apart. On the current device.
+std::int64_t relaxed_subset_partial_moments(const RelaxedSubsetArguments& arguments, bool rounds);
 
 /// All launch on `stream` (a cudaStream_t) and return a CUDA error text, or nullptr. The rounds come in two forms, each of
 /// which leaves the batch rows of the other alone: the interpolated one goes first and says by `degree` what it has taken.

@@ -22,6 +22,10 @@ constexpr double negligible = std::is_same_v<S, double> ? 1e-13 : 3e-8;
 template <class S>
 constexpr double converged = std::is_same_v<S, double> ? 1e-12 : 1e-7;
 constexpr int tail = 4;
+/// A round is a short series of p where the total of all weights is so many times 1 + power: p and power * p are under this
+/// number's inverse. The terms below then leave out less than S holds.
+template <class S>
+constexpr double smooth = std::is_same_v<S, double> ? 512 : 16;
 
 template <class C>
 __device__ C sum_over_warp(C value) {
@@ -116,20 +120,34 @@ __global__ void __launch_bounds__(threads) moments_kernel(RelaxedSubsetArguments
   a.sums[((b * parts + part) * 2 + group) * nodes + q] = sum;
 }
 
-/// 1 - (1 - p)^power for p and power * p under 2^-8, by the binomial series.
-template <class C>
+/// 1 - (1 - p)^power for small p and power * p (see `smooth`), by the binomial series.
 struct Binomial {
-  static constexpr int terms = std::is_same_v<C, double> ? 7 : 4;
-  C factor[terms];
+  static constexpr int terms = 7;
+  double factor[terms];
 
   __device__ explicit Binomial(double power) {
-    for (int i = 0; i < terms; ++i) factor[i] = static_cast<C>((power - i) / (i + 1));
+    for (int i = 0; i < terms; ++i) factor[i] = (power - i) / (i + 1);
   }
-  __device__ C operator()(C p) const {
-    C sum = 1;
+  __device__ double operator()(double p) const {
+    double sum = 1;
 #pragma unroll
     for (int i = terms - 1; i > 0; --i) sum = 1 - factor[i] * p * sum;
     return factor[0] * p * sum;
+  }
+};
+
+/// The same in float32, times `scale`. Terms in pairs, since a round waits for their sum.
+struct ShortBinomial {
+  float factor[6];
+
+  __device__ explicit ShortBinomial(double power) {
+    double product = power;
+    for (int i = 0; i < 6; product *= (++i - power) / (i + 1)) factor[i] = static_cast<float>(product);
+  }
+  __device__ float operator()(float p, float scale) const {
+    const float square = p * p;
+    const auto pair = [&](int i) { return fmaf(p, factor[i + 1], factor[i]); };
+    return scale * p * fmaf(square, fmaf(square, pair(4), pair(2)), pair(0));
   }
 };
 
@@ -147,10 +165,12 @@ struct Twofold {
       : high(static_cast<float>(value)), low(static_cast<float>(value - static_cast<double>(high))) {}
   __device__ float rounded() const { return high + low; }
   __device__ double exact() const { return static_cast<double>(high) + static_cast<double>(low); }
-  __device__ void subtract(float value) {
-    const float next = high - value;
+  /// Returns what is left, up to half a unit in the last place of it, before the last digits are known.
+  __device__ float subtract(float value) {
+    const float next = high - value, left = next + low;
     low += (high - next) - value;
     high = next;
+    return left;
   }
 };
 
@@ -171,13 +191,13 @@ class Chain {
       shares[i][lane] = share_;
       totals[i] = total_;
       const double p = height_ * share_ * __drcp_rn(total_);
-      share_ *= total_ > 512 * (1 + power_) ? 1 - series_(p) : exp(power_ * log1p(-fmin(p, 0.75)));
+      share_ *= total_ > smooth<double> * (1 + power_) ? 1 - series_(p) : exp(power_ * log1p(-fmin(p, 0.75)));
     }
   }
 
  private:
   double height_, moment_, power_, share_ = 1, total_ = 0;
-  Binomial<double> series_;
+  Binomial series_;
 };
 
 /// In float32, whose digits are enough for what a round takes away: the sum of it is subtracted from that of all. A sum over
@@ -196,32 +216,35 @@ class Chain<float> {
   __device__ double total() const { return total_.exact(); }
   __device__ void run(int count, double (*shares)[nodes + 1], double* totals) {
     // A round takes less than 4 * power from the total.
-    if (total() - 4 * chunk * power_ > 512 * (1 + power_)) run(count, shares, totals, [&](float p) { return series_(p); });
+    if (total() - 4 * chunk * power_ > smooth<float> * (1 + power_)) run(count, shares, totals, series_);
     else
-      run(count, shares, totals,
-          [power = static_cast<float>(power_)](float p) { return -expm1f(power * log1pf(-fminf(p, 0.75f))); });
+      run(count, shares, totals, [power = static_cast<float>(power_)](float p, float scale) {
+        return scale * -expm1f(power * log1pf(-fminf(p, 0.75f)));
+      });
   }
 
  private:
+  /// part_of(p, scale): scale times what a round takes of a weight of p.
   template <class Part>
   __device__ void run(int count, double (*shares)[nodes + 1], double* totals, Part part_of) {
     const int lane = static_cast<int>(threadIdx.x) % lanes;
+    float total = total_.rounded();
 #pragma unroll 2
     for (int i = 0; i < count; ++i) {
       const float now = share_.rounded();
       *reinterpret_cast<float2*>(&shares[i][lane]) = {share_.high, share_.low};
       *reinterpret_cast<float2*>(&totals[i]) = {total_.high, total_.low};
-      const float part = part_of(height_ * now * reciprocal(total_.rounded()));
-      const int own = __float2int_rn(moment_ * now * part);
-      total_.subtract(static_cast<float>(__reduce_add_sync(every_lane, own)) * unscale_);
-      share_.subtract(now * part);
+      const float p = height_ * now * reciprocal(total);
+      const int own = __float2int_rn(part_of(p, moment_ * now));
+      total = total_.subtract(static_cast<float>(__reduce_add_sync(every_lane, own)) * unscale_);
+      share_.subtract(part_of(p, now));
     }
   }
 
   float height_, moment_, unscale_;
   double power_;
   Twofold share_, total_;
-  Binomial<float> series_;
+  ShortBinomial series_;
 };
 
 /// What `Chain<S>` has written.
@@ -235,8 +258,10 @@ __device__ double read_back(const double& kept) {
 struct RoundsMemory {
   double table[nodes][nodes + 1];
   double moments[2][nodes];
+  double mixing[nodes];  // what a share adds to the mixed score
   double share[2][chunk][nodes + 1];
   double total[2][chunk];
+  double folded[rounds_threads / lanes][2][nodes / 2 + 2];  // of a warp; apart, so that both halves are in different banks
   int degree, irregular;
 };
 
@@ -245,30 +270,90 @@ __device__ void fill_table(double (&table)[nodes][nodes + 1]) {
     table[i / nodes][i % nodes] = cospi((i / nodes) * (i % nodes + 0.5) / nodes);
 }
 
-/// One warp: the shares of a round as a series, and what follows from it.
+/// A warp that makes the shares of rounds into series, each lane one coefficient. Polynomials of even order are the same on
+/// both sides of the interval and odd ones change their sign, so that half of the nodes are enough, of sums or differences.
+/// It keeps off shared memory, and what else goes through its pipe, as the warp of the rounds waits for the same.
 template <class S>
-__device__ void finish_round(const RelaxedSubsetArguments& a, RoundsMemory& memory, std::int64_t b, std::int64_t round) {
-  const int lane = static_cast<int>(threadIdx.x) % lanes;
-  const auto row = static_cast<int>(round % chunk), half = static_cast<int>(round / chunk % 2);
-  const double total = read_back<S>(memory.total[half][row]), scale = 1 / total;
-  const double share = read_back<S>(memory.share[half][row][lane]);
-  const auto place = b * a.rounds + round;
+class SeriesWriter {
+ public:
+  __device__ SeriesWriter(const RelaxedSubsetArguments& a, RoundsMemory& memory, std::int64_t b)
+      : a_(a), memory_(memory), b_(b), folded_(memory.folded[threadIdx.x / lanes]) {
+    for (int d = 0; d < nodes / 2; ++d) polynomial_[d] = memory.table[lane()][d];
+  }
+
+  __device__ void write(std::int64_t round) {
+    const auto row = static_cast<int>(round % chunk), half = static_cast<int>(round / chunk % 2);
+    const double scale = 1 / read_back<S>(memory_.total[half][row]);
+    const double share = read_back<S>(memory_.share[half][row][lane()]);
+    const double coefficient = transform(share, read_back<S>(memory_.share[half][row][nodes - 1 - lane()])) * scale;
+    const auto place = b_ * a_.rounds + round;
+    a_.shares[place * (nodes + 1) + lane()] = share * scale;
+    static_cast<S*>(a_.coefficients)[place * nodes + lane()] = static_cast<S>(coefficient);
+    const double size = fabs(coefficient), most = fabs(__shfl_sync(every_lane, coefficient, 0));
+    const auto needed = __ballot_sync(every_lane, !(size <= negligible<S> * most));
+    degree_ = max(degree_, lanes - __clz(static_cast<int>(needed)));
+    if (lane() >= nodes - tail && !(size <= converged<S> * most)) memory_.irregular = 1;
+  }
+  __device__ int degree() const { return degree_; }
+
+ private:
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % lanes; }
+
+  /// The lane's coefficient, from its own share and the one on the other side.
+  __device__ double transform(double own, double mirrored) {
+    const bool odd = lane() >= nodes / 2;
+    __syncwarp();
+    folded_[odd][odd ? nodes - 1 - lane() : lane()] = odd ? mirrored - own : own + mirrored;
+    __syncwarp();
+    const auto* given = reinterpret_cast<const double2*>(folded_[lane() % 2]);
+    double sum = 0, next_sum = 0;
+#pragma unroll
+    for (int d = 0; d < nodes / 2; d += 2) {
+      const auto pair = given[d / 2];
+      sum += pair.x * polynomial_[d];
+      next_sum += pair.y * polynomial_[d + 1];
+    }
+    return (sum + next_sum) * series_scale(lane());
+  }
+
+  const RelaxedSubsetArguments& a_;
+  RoundsMemory& memory_;
+  const std::int64_t b_;
+  double (&folded_)[2][nodes / 2 + 2];
+  double polynomial_[nodes / 2];
+  int degree_ = 1;
+};
+
+/// One warp: of each round of a chunk, a lane each, the mixed score, the total and the row of largest weight.
+template <class S>
+__device__ void write_totals(const RelaxedSubsetArguments& a, const RoundsMemory& memory, std::int64_t b,
+                             std::int64_t first) {
+  const int lane = static_cast<int>(threadIdx.x) % lanes, half = static_cast<int>(first / chunk % 2);
+  if (first + lane >= a.rounds) return;
   double sum = 0;
 #pragma unroll 8
-  for (int d = 0; d < nodes; ++d) sum += __shfl_sync(every_lane, share, d) * memory.table[lane][d];
-  const double coefficient = sum * scale * series_scale(lane);
-  a.shares[place * (nodes + 1) + lane] = share * scale;
-  static_cast<S*>(a.coefficients)[place * nodes + lane] = static_cast<S>(coefficient);
-  const double mixed = sum_over_warp(coefficient * memory.moments[1][lane]);
-  const double size = fabs(coefficient), most = fabs(__shfl_sync(every_lane, coefficient, 0));
-  const auto needed = __ballot_sync(every_lane, !(size <= negligible<S> * most));
-  const auto loud = __ballot_sync(every_lane, lane >= nodes - tail && !(size <= converged<S> * most));
-  if (lane != 0) return;
+  for (int d = 0; d < nodes; ++d) sum += read_back<S>(memory.share[half][lane][d]) * memory.mixing[d];
+  const double total = read_back<S>(memory.total[half][lane]);
+  const auto place = b * a.rounds + first + lane;
   a.shares[place * (nodes + 1) + nodes] = total;
-  static_cast<S*>(a.mixed)[place] = static_cast<S>(mixed);
+  static_cast<S*>(a.mixed)[place] = static_cast<S>(sum / total);
   a.top[place] = static_cast<std::int64_t>(a.frame[b * frame_size + 3]);
-  atomicMax(&memory.degree, lanes - __clz(static_cast<int>(needed)));
-  if (loud) memory.irregular = 1;
+}
+
+/// The moments of a batch row, and what follows from them for the shares at each node.
+__device__ void read_moments(const RelaxedSubsetArguments& a, RoundsMemory& memory, std::int64_t b) {
+  if (threadIdx.x < 2 * nodes) {
+    double sum = 0;
+    for (int part = 0; part < relaxed_subset_parts; ++part)
+      sum += a.sums[(b * relaxed_subset_parts + part) * 2 * nodes + threadIdx.x];
+    memory.moments[threadIdx.x / nodes][threadIdx.x % nodes] = sum;
+    a.frame[b * frame_size + relaxed_subset_frame + threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x >= nodes) return;
+  double sum = 0;
+  for (int q = 0; q < nodes; ++q) sum += series_scale(q) * memory.table[q][threadIdx.x] * memory.moments[1][q];
+  memory.mixing[threadIdx.x] = sum;
 }
 
 /// A round maps every weight u = e^(a / temperature) to u (1 - u / Z)^(1 / temperature), Z being the sum of all: one
@@ -277,28 +362,23 @@ __device__ void finish_round(const RelaxedSubsetArguments& a, RoundsMemory& memo
 template <class S>
 __global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArguments a) {
   __shared__ RoundsMemory memory;
+  constexpr int writers = rounds_threads / lanes - 2;
   const auto b = static_cast<std::int64_t>(blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
   let_next_begin();
-  double* kept = a.frame + b * frame_size;
   const Frame frame(a, b);
   const double power = frame.power;
   fill_table(memory.table);
-  if (threadIdx.x < 2 * nodes) {
-    double sum = 0;
-    for (int part = 0; part < relaxed_subset_parts; ++part)
-      sum += a.sums[(b * relaxed_subset_parts + part) * 2 * nodes + threadIdx.x];
-    memory.moments[threadIdx.x / nodes][threadIdx.x % nodes] = sum;
-    kept[relaxed_subset_frame + threadIdx.x] = sum;
-  }
   if (threadIdx.x == 0) {
     memory.degree = 1;
     memory.irregular = !(frame.half * power < 40);
   }
+  read_moments(a, memory, b);
   __syncthreads();
   double moment = 0;
   for (int q = 0; q < nodes; ++q) moment += series_scale(q) * memory.table[q][lane] * memory.moments[0][q];
   Chain<S> chain(exp((frame.centre - frame.highest + frame.half * memory.table[1][lane]) * power), moment, power);
+  SeriesWriter<S> series(a, memory, b);
   for (std::int64_t first = 0; first < a.rounds + chunk && !memory.irregular; first += chunk) {
     const auto half = static_cast<int>(first / chunk % 2);
     __syncthreads();
@@ -307,13 +387,16 @@ __global__ void __launch_bounds__(rounds_threads) rounds_kernel(RelaxedSubsetArg
                 memory.total[half]);
       // The total falls. No weight then passes half of where the map would cease to rise with the score.
       if (lane == 0 && !(chain.total() > 2 * (1 + power))) memory.irregular = 1;
-    } else if (first > 0) {
+    } else if (first > 0 && warp <= writers) {
       const auto end = min(first, a.rounds);
-      for (auto round = first - chunk + warp - 1; round < end; round += helper_warps<rounds_threads>)
-        finish_round<S>(a, memory, b, round);
+      for (auto round = first - chunk + warp - 1; round < end; round += writers) series.write(round);
+    } else if (first > 0) {
+      write_totals<S>(a, memory, b, first - chunk);
     }
     __syncthreads();
   }
+  if (lane == 0) atomicMax(&memory.degree, series.degree());
+  __syncthreads();
   if (threadIdx.x == 0) a.degree[b] = memory.irregular ? 0 : memory.degree;
 }
 
@@ -333,7 +416,7 @@ struct BackwardTables {
 
 template <class S>
 __device__ void prepare_round(const RelaxedSubsetArguments& a, BackwardMemory<S>& memory, const BackwardTables& tables,
-                              std::int64_t place, int used, int half, int row, const Binomial<double>& series) {
+                              std::int64_t place, int used, int half, int row, const Binomial& series) {
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const double power = 1 / a.temperature;
   const S coefficient = lane < used ? static_cast<const S*>(a.coefficient_gradient)[place * nodes + lane] : S(0);
@@ -347,7 +430,7 @@ __device__ void prepare_round(const RelaxedSubsetArguments& a, BackwardMemory<S>
   }
   const double gradient = even + odd, height = tables.height[lane];
   const double p = height * share;
-  const double left = total > 512 * (1 + power) ? 1 - series(p) : exp(power * log1p(-p));
+  const double left = total > smooth<S> * (1 + power) ? 1 - series(p) : exp(power * log1p(-p));
   const double slope = -power * height * share * left / (1 - p);  // over the total
   const double over = 1 / total;
   const double constant = sum_over_warp(gradient * share) * over;
@@ -410,7 +493,7 @@ __global__ void __launch_bounds__(backward_threads<S>) rounds_backward_kernel(Re
   const int lane = static_cast<int>(threadIdx.x) % lanes, warp = static_cast<int>(threadIdx.x) / lanes;
   const double* kept = a.frame + b * frame_size;
   const Frame frame(a, b);
-  const Binomial<double> series(frame.power);
+  const Binomial series(frame.power);
   fill_table(tables.table);
   __syncthreads();
   double own_moment = 0;

@@ -59,8 +59,8 @@ RelaxedSubsetArguments arguments_of(const at::Tensor& x, const State& state, dou
   return arguments;
 }
 
-at::Tensor partial_moments(const RelaxedSubsetArguments& arguments, std::int64_t rows, const at::TensorOptions& options) {
-  return at::empty({relaxed_subset_partial_moments(arguments, rows)}, options);
+at::Tensor partial_moments(const RelaxedSubsetArguments& arguments, bool rounds, const at::TensorOptions& options) {
+  return at::empty({relaxed_subset_partial_moments(arguments, rounds)}, options);
 }
 
 /// a and scores contiguous, scores float64 or float32.
@@ -82,7 +82,7 @@ RoundsResult rounds_cuda(const at::Tensor& given_x, const at::Tensor& a, const a
   auto arguments = arguments_of(x, state, temperature);
   const auto row_moments = at::empty({batch, relaxed_subset_nodes, arguments.stride}, scores.options());
   const auto sums = at::empty({batch, relaxed_subset_parts, 2, relaxed_subset_nodes}, a.options());
-  const auto partial = partial_moments(arguments, n, scores.options());
+  const auto partial = partial_moments(arguments, /*rounds=*/false, scores.options());
   arguments.a = a.const_data_ptr<double>();
   arguments.scores = scores.const_data_ptr();
   arguments.mixed = mixed.data_ptr();
@@ -150,7 +150,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cuda(
   const auto gradient = of(of_scores, scores.sizes(), frame.options());
   const auto score_gradient = of(of_scores, scores.sizes(), scores.options());
   const auto round_moments = at::empty_like(row_moments);
-  const auto partial = partial_moments(arguments, rounds, scores.options());
+  const auto partial = partial_moments(arguments, /*rounds=*/true, scores.options());
   const auto dots = of(of_scores, {batch, relaxed_subset_nodes, n}, scores.options());
   const auto coefficient_gradient = of(of_scores, coefficients.sizes(), coefficients.options());
   const auto frame_gradient = of(of_scores, {batch, 2, relaxed_subset_nodes}, frame.options());

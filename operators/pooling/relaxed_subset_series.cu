@@ -1,3 +1,4 @@
+#include "operators/pooling/occupancy.cuh"
 #include "operators/pooling/relaxed_subset.cuh"
 #include "operators/pooling/relaxed_subset_tiles.cuh"
 
@@ -84,7 +85,7 @@ struct RowFactors {
 
 constexpr int gather_threads = 128;
 constexpr int gather_warps = gather_threads / lanes;
-constexpr int gather_blocks = 264;  // at most, unless batch rows alone are more: all run at once
+constexpr int gather_resident = 2;  // blocks of a multiprocessor, by their registers
 constexpr int gather_depth = 4;     // steps of eight rows that are on their way
 /// Rows whose factors stand in shared memory at a time.
 template <class S>
@@ -101,17 +102,20 @@ struct GatherShape {
   int slots() const { return parts * row_warps; }
 };
 
+/// Sums over the rounds, or over the rows of x beside the rounds. All blocks run at once, unless batch rows alone are more;
+/// where a batch row's rounds run there is no room for them.
 template <class S, class E>
-GatherShape gather_shape(const RelaxedSubsetArguments& a, std::int64_t rows) {
+GatherShape gather_shape(const RelaxedSubsetArguments& a, bool rounds) {
   GatherShape shape;
   const auto columns = [&] { return warp_columns<E> * (gather_warps / shape.row_warps); };
   while (shape.row_warps < most_row_warps<S> && columns() / 2 >= a.width) shape.row_warps *= 2;
   shape.column_blocks = static_cast<int>((a.stride + columns() - 1) / columns());
-  const auto tiles = std::max<std::int64_t>((rows + gather_rows<S> - 1) / gather_rows<S>, 1);
-  const auto wanted = std::max<std::int64_t>(gather_blocks / (a.batch * shape.column_blocks), 1);
-  const auto tiles_of_part = (tiles + std::min(tiles, wanted) - 1) / std::min(tiles, wanted);
-  shape.parts = static_cast<int>((tiles + tiles_of_part - 1) / tiles_of_part);
-  shape.rows = tiles_of_part * gather_rows<S>;
+  const std::int64_t all = processors(), free = rounds ? all : std::max(all - a.batch, all / 2);
+  const auto wanted = std::max<std::int64_t>(free * gather_resident / (a.batch * shape.column_blocks), 1);
+  constexpr std::int64_t turn = 8 * gather_depth, least = gather_rows<S>;
+  const auto rows = rounds ? a.rounds : a.length;
+  shape.rows = std::max(least, ((rows + wanted - 1) / wanted + turn - 1) / turn * turn);
+  shape.parts = static_cast<int>(std::max<std::int64_t>((rows + shape.rows - 1) / shape.rows, 1));
   return shape;
 }
 
@@ -231,7 +235,7 @@ __device__ void gather(const RelaxedSubsetArguments& a, const GatherShape& shape
     else tile.fill(place);
     place = place_of(start + gather_rows<S>);
     __syncthreads();
-    for (int step = 0; step < steps; step += depth) {
+    for (int step = 0; step < steps && start + (row_warp * steps + step) * 8 < end; step += depth) {
       const auto next = step + depth < steps ? start + (row_warp * steps + step + depth) * 8
                                              : start + gather_rows<S> + row_warp * steps * 8;
 #pragma unroll
@@ -248,7 +252,7 @@ __device__ void gather(const RelaxedSubsetArguments& a, const GatherShape& shape
 }
 
 template <class S, class E, bool Aligned>
-__global__ void __launch_bounds__(gather_threads, 2)
+__global__ void __launch_bounds__(gather_threads, gather_resident)
     gather_kernel(RelaxedSubsetArguments a, GatherShape shape, bool rounds) {
   __shared__ FactorTile<S> tile;
   let_next_begin();
@@ -258,11 +262,13 @@ __global__ void __launch_bounds__(gather_threads, 2)
 
 constexpr int sum_threads = 256;
 
+/// `degree`: null, or batch rows of degree 0 have no parts.
 template <class S>
-__global__ void __launch_bounds__(sum_threads) sum_kernel(const S* partial, S* sums, int slots, std::int64_t size) {
+__global__ void __launch_bounds__(sum_threads)
+    sum_kernel(const S* partial, S* sums, int slots, std::int64_t size, const int* degree) {
   const auto b = static_cast<std::int64_t>(blockIdx.y);
   const auto i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= size) return;
+  if (i >= size || (degree && degree[b] == 0)) return;
   S sum = 0;
 #pragma unroll 8
   for (int slot = 0; slot < slots; ++slot) sum += partial[(b * slots + slot) * size + i];
@@ -500,7 +506,7 @@ bool aligned(const RelaxedSubsetArguments& a, std::initializer_list<const void*>
 
 void gather_moments(const RelaxedSubsetArguments& a, bool rounds, bool beside, void* stream) {
   by_element(a.element, [&]<class S, class E>() {
-    const auto shape = gather_shape<S, E>(a, rounds ? a.rounds : a.length);
+    const auto shape = gather_shape<S, E>(a, rounds);
     const dim3 grid(static_cast<unsigned>(shape.column_blocks), static_cast<unsigned>(shape.parts),
                     static_cast<unsigned>(a.batch));
     auto* kernel =
@@ -515,7 +521,7 @@ void sum_moments(const RelaxedSubsetArguments& a, bool rounds, void* stream) {
     const dim3 grid(static_cast<unsigned>((size + sum_threads - 1) / sum_threads), static_cast<unsigned>(a.batch));
     launch(sum_kernel<S>, grid, sum_threads, false, stream, static_cast<const S*>(a.partial_moments),
            static_cast<S*>(rounds ? a.round_moments : a.row_moments),
-           gather_shape<S, E>(a, rounds ? a.rounds : a.length).slots(), size);
+           gather_shape<S, E>(a, rounds).slots(), size, rounds ? a.degree : nullptr);
   });
 }
 
@@ -533,10 +539,10 @@ void spread_series(const RelaxedSubsetArguments& a, Spread pass, bool beside, vo
 
 }  // namespace
 
-std::int64_t relaxed_subset_partial_moments(const RelaxedSubsetArguments& a, std::int64_t rows) {
+std::int64_t relaxed_subset_partial_moments(const RelaxedSubsetArguments& a, bool rounds) {
   std::int64_t numbers = 0;
   by_element(a.element,
-             [&]<class S, class E>() { numbers = a.batch * gather_shape<S, E>(a, rows).slots() * nodes * a.stride; });
+             [&]<class S, class E>() { numbers = a.batch * gather_shape<S, E>(a, rounds).slots() * nodes * a.stride; });
   return numbers;
 }
 

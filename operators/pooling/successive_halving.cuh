@@ -1,5 +1,6 @@
 #pragma once
 
+#include "operators/pooling/occupancy.cuh"
 #include "operators/pooling/row_access.cuh"
 #include "operators/pooling/successive_halving_cuda.h"
 
@@ -11,27 +12,6 @@ struct alignas(2 * sizeof(Weight)) Leaf {
   std::int32_t row;
   Weight weight;
 };
-
-/// Multiprocessors of the current device.
-inline int processors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
-/// Blocks of a kernel that run at once on the current device.
-inline std::int64_t blocks_at_once(const void* kernel, int threads, std::size_t bytes) {
-  int resident = 1;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, bytes);
-  return std::int64_t{processors()} * (resident > 1 ? resident : 1);
-}
-
-/// Blocks that take turns with `outputs`: as few as take no longer than all that run at once, so that all have as many.
-inline std::int64_t even_blocks(std::int64_t outputs, std::int64_t at_once) {
-  const auto each = (outputs + at_once - 1) / at_once;
-  return (outputs + each - 1) / each;
-}
 
 __device__ inline double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 
