@@ -10,7 +10,7 @@ constexpr double lowest = -std::numeric_limits<double>::infinity();
 
 }  // namespace
 
-at::Tensor nan_as_lowest(const at::Tensor& scores) { return scores.masked_fill(scores.isnan(), lowest); }
+at::Tensor nan_as_lowest(const at::Tensor& scores) { return at::nan_to_num(scores, lowest, -lowest, lowest); }
 
 at::Tensor bounded_scores(const at::Tensor& scores) { return nan_as_lowest(scores).clamp(-score_bound, score_bound); }
 
