@@ -5,8 +5,9 @@
     transpool_benchmark --benchmark_filter='/16x8192to512x512/.*/cuda' --benchmark_out=out/benchmark.json
     python scripts/agree.py out/speed out/benchmark.json
 
-Compared are the medians of operators with their default options at the sizes that both hold. Exit code 0: they agree; 1: some
-differ; 2: a file is wrong, or nothing is in both.
+Compared are the medians of operators with their default options at the sizes that both hold. A pass for which the device waited
+for the host is shown, but not judged: its time is the host's, which differs from one process to the next. Exit code 0: they
+agree; 1: some differ; 2: a file is wrong, or nothing can be judged.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def read(path: Path) -> Any:
@@ -42,20 +43,25 @@ def benchmark_name(record: dict[str, Any], experiment: dict[str, Any]) -> str | 
     return f"{kind}/{written}/{c['pass']}/{shape}/{c['dtype']}/{c['device']}"
 
 
-def report_times(report: Any) -> dict[str, float]:
+class Time(NamedTuple):
+    ms: float
+    host_bound: bool  # of most passes
+
+
+def report_times(report: Any) -> dict[str, Time]:
     times = {}
     for record in report["records"]:
         name = benchmark_name(record, report["experiment"]) if record["status"] == "ok" else None
         time = next((s["value"] for s in record["summaries"] if s["name"] == "time" and s["unit"] == "ms"), None)
         if name is not None and time is not None:
-            times[name] = time
+            times[name] = Time(time, record.get("details", {}).get("timing", {}).get("host_bound", 0) > 0.5)
     return times
 
 
-def benchmark_times(benchmark: Any) -> dict[str, float]:
+def benchmark_times(benchmark: Any) -> dict[str, Time]:
     """By name without what Google Benchmark appends to it (/manual_time)."""
     found = [run for run in benchmark["benchmarks"] if "median_ms" in run and run.get("run_type") != "aggregate"]
-    return {run["name"].removesuffix("/manual_time"): run["median_ms"] for run in found}
+    return {run["name"].removesuffix("/manual_time"): Time(run["median_ms"], run.get("host_bound", 0) > 0.5) for run in found}
 
 
 def main(given: list[str] | None = None) -> int:
@@ -70,17 +76,19 @@ def main(given: list[str] | None = None) -> int:
         print(f"agree: {arguments.report} or {arguments.benchmark}: no report or no Google Benchmark output: {error!r}", file=sys.stderr)
         return 2
     both = [name for name in ours if name in theirs]
-    if not both:
-        print("agree: no operator and size is in both files", file=sys.stderr)
+    judged = [name for name in both if not (ours[name].host_bound or theirs[name].host_bound)]
+    if not judged:
+        print(f"agree: no operator and size is in both files{', but for what waits for the host' if both else ''}", file=sys.stderr)
         return 2
     width, apart = max(map(len, both)), 0
     print(f"{'':{width}}  {'report (ms)':>12}  {'benchmark (ms)':>14}  difference")
     for name in both:
-        difference = 100 * (theirs[name] / ours[name] - 1)
-        apart += abs(difference) > arguments.within
-        mark = "  <-- apart" if abs(difference) > arguments.within else ""
-        print(f"{name:{width}}  {ours[name]:12.5f}  {theirs[name]:14.5f}  {difference:+9.2f} %{mark}")
-    print(f"{len(both) - apart} of {len(both)} within {arguments.within:g} %")
+        difference = 100 * (theirs[name].ms / ours[name].ms - 1)
+        far = name in judged and abs(difference) > arguments.within
+        apart += far
+        mark = "  <-- apart" if far else "" if name in judged else "  waits for the host"
+        print(f"{name:{width}}  {ours[name].ms:12.5f}  {theirs[name].ms:14.5f}  {difference:+9.2f} %{mark}")
+    print(f"{len(judged) - apart} of {len(judged)} within {arguments.within:g} %")
     return 1 if apart else 0
 
 

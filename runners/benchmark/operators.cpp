@@ -53,7 +53,7 @@ void check_support(const AttentionVariant& variant, const AttentionShape& shape,
 }
 
 /// Timed by the project's own clock, on inputs that are redrawn before each pass. Google Benchmark shows the mean; the
-/// counter `median_ms` is the figure of reports.
+/// counter `median_ms` is the figure of reports, and `host_bound` the share of passes that waited for the host.
 template <class Pass, class Variant, class Shape>
 void measure(benchmark::State& state, const Variant& variant, const Shape& shape, const std::string& device, bool backward) {
   try {
@@ -74,6 +74,7 @@ void measure(benchmark::State& state, const Variant& variant, const Shape& shape
       state.SetIterationTime(samples.back() / 1e3);
     }
     state.counters["median_ms"] = summarize_times(samples).median;
+    state.counters["host_bound"] = clock.host_bound();
   } catch (const std::exception& error) {
     state.SkipWithError(error.what());
   }

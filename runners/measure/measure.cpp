@@ -44,7 +44,8 @@ void measure_time(const Cell& cell, Workload& workload, const at::Device& device
   record.details[workload.prefix + "timing"] = {{"relative_error", timing.relative_error},
                                                 {"capped", timing.capped},
                                                 {"graph", graph},
-                                                {"head_start", options.head_start}};
+                                                {"head_start", options.head_start},
+                                                {"host_bound", timing.host_bound}};
 }
 
 void measure_memory(Workload& workload, const at::Device& device, Record& record) {

@@ -71,6 +71,8 @@ double PassClock::time_on_cuda(const std::function<void()>& run) {
   if (head_start_) wait_on_cuda(std::min(longest, 2 * launching_ + 0.1));
   start.record(stream);
   launching_ = sample_cpu(run);
+  passes_ += 1;
+  host_bound_ += head_start_ && start.query() ? 1 : 0;
   end.record(stream);
   end.synchronize();
   return start.elapsedTime(end);
@@ -88,19 +90,16 @@ Timing time_runs(const std::function<void()>& run, const std::function<void()>& 
   synchronize(device);
   const auto start = Clock::now();
   std::vector<double> samples;
-  Timing timing;
   while (static_cast<std::int64_t>(samples.size()) < options.max_samples) {
     if (redraw) redraw();
     samples.push_back(clock.time(run));
     const bool enough = static_cast<std::int64_t>(samples.size()) >= options.min_samples;
-    if (enough) {
-      timing = summarize_times(samples);
-      if (timing.relative_error <= options.target_error) return timing;
-    }
+    if (enough && summarize_times(samples).relative_error <= options.target_error) break;
     if (milliseconds_since(start) > options.cap_seconds * 1e3 && samples.size() >= 3) break;
   }
-  timing = summarize_times(samples);
+  auto timing = summarize_times(samples);
   timing.capped = timing.relative_error > options.target_error;
+  timing.host_bound = clock.host_bound();
   return timing;
 }
 

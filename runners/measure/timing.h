@@ -26,6 +26,9 @@ struct Timing {
   double low = 0, high = 0;   ///< 95 % interval of the median, from order statistics
   double relative_error = 0;  ///< half the interval's width over 1.96 medians
   bool capped = false;        ///< the time cap ended sampling before the target was met
+  /// Of the samples: in how many the device, for all its head start, was through with waiting before the host had launched
+  /// the pass, so that they may be as long as the host took.
+  double host_bound = 0;
 };
 
 /// Times `run` after warm-up: CUDA events around it with the L2 overwritten before each sample, or a monotonic clock on
@@ -42,12 +45,16 @@ class PassClock {
   /// Milliseconds of one pass, synchronised before and after.
   double time(const std::function<void()>& run);
 
+  /// Of the passes so far: see `Timing::host_bound`.
+  double host_bound() const { return passes_ > 0 ? host_bound_ / passes_ : 0; }
+
  private:
   double time_on_cuda(const std::function<void()>& run);
 
   at::Device device_;
   bool head_start_;
   double launching_ = 1;  // ms that the host took for the pass before
+  double passes_ = 0, host_bound_ = 0;
   at::Tensor flush_;
 };
 

@@ -3,6 +3,7 @@
 #include "runners/measure/cuda_graph.h"
 #include "runners/measure/level.h"
 #include "runners/measure/memory.h"
+#include "runners/measure/timing.h"
 #include "tests/operators/variants.h"
 
 #include <ATen/ATen.h>
@@ -10,6 +11,9 @@
 #include <gtest/gtest.h>
 #include <torch/cuda.h>
 #include <torch/utils.h>
+
+#include <chrono>
+#include <thread>
 
 namespace transpool {
 namespace {
@@ -123,6 +127,21 @@ Record measured(const std::string& level, const Json& fixed, const std::vector<s
   const auto experiment = experiment_from_json(
       {{"name", "launches"}, {"level", level}, {"measure", measure}, {"fixed", values}}, "launches.json", "cuda");
   return measure_cell(experiment.cells.front());
+}
+
+TEST_F(LaunchesCuda, APassThatTheHostLaunchesMoreSlowlyThanTheDeviceIsHeldBackIsHostBound) {
+  const auto a = at::rand({1024}, device_);
+  const auto host_bound_by = [&](std::chrono::milliseconds pause) {
+    PassClock clock(device_, /*head_start=*/true);
+    for (int pass = 0; pass < 4; ++pass)
+      clock.time([&] {
+        a.add_(1);
+        std::this_thread::sleep_for(pause);
+      });
+    return clock.host_bound();
+  };
+  EXPECT_EQ(host_bound_by(std::chrono::milliseconds(0)), 0);
+  EXPECT_EQ(host_bound_by(std::chrono::milliseconds(100)), 1);
 }
 
 TEST_F(LaunchesCuda, RecordsOfOperatorsHoldLaunchesWorkspaceBackendAndTheShareOfTheirBound) {

@@ -29,13 +29,14 @@ def record(time: float, **changes: Any) -> dict[str, Any]:
 
 
 class Agree(unittest.TestCase):
-    def compare(self, records: list[dict[str, Any]], median: float, *more: str) -> tuple[int, str]:
+    def compare(self, records: list[dict[str, Any]], median: float, *more: str, host_bound: float = 0) -> tuple[int, str]:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as out, \
                 contextlib.redirect_stderr(io.StringIO()):
             report, benchmark = Path(folder) / "report.json", Path(folder) / "benchmark.json"
             report.write_text(json.dumps({"experiment": {"fixed": {}}, "records": records}))
             benchmark.write_text(json.dumps({"benchmarks": [{"name": NAME + "/manual_time", "run_type": "iteration",
-                                                             "real_time": 9.0, "median_ms": median}]}))
+                                                             "real_time": 9.0, "median_ms": median,
+                                                             "host_bound": host_bound}]}))
             code = agree.main([str(report), str(benchmark), *more])
         return code, out.getvalue()
 
@@ -51,6 +52,14 @@ class Agree(unittest.TestCase):
             self.assertEqual(code, 1)
             self.assertIn("apart", out)
         self.assertEqual(self.compare([record(1.0)], 1.031, "--within", "5")[0], 0)
+
+    def test_what_waits_for_the_host_is_not_judged(self) -> None:
+        bound, free = record(1.0), record(2.0, batch=3)
+        bound["details"] = {"timing": {"host_bound": 0.9}}
+        self.assertEqual(self.compare([bound], 2.0)[0], 2)
+        self.assertEqual(self.compare([record(1.0)], 2.0, host_bound=1.0)[0], 2)
+        bound["details"]["timing"]["host_bound"] = 0.1
+        self.assertEqual(self.compare([bound, free], 2.0, host_bound=0.1)[0], 1)
 
     def test_other_inputs_and_options_are_no_pair(self) -> None:
         for changes in ({"scores": "gaussian"}, {"lengths": "random"}, {"timing.graph": True}, {"timing.head_start": False}, {"dtype": "bfloat16"}, {"batch": 3}):
