@@ -490,12 +490,6 @@ cudaError_t launch_tournament(const SuccessiveHalvingArguments& a, cudaStream_t 
 
 std::int64_t longest_cluster_tournament() { return static_cast<std::int64_t>(largest_cluster) * largest_segment; }
 
-ClusterRows cluster_rows(const SuccessiveHalvingArguments& a) {
-  // By its registers, a block has a multiprocessor to itself. For the tenth that is lost see blocks_of.
-  const int blocks = blocks_of(a.batch, a.slots << a.rounds);
-  return {std::max(1, processors() * 9 / 10 / blocks), std::max(1, processors() / 2 / blocks)};
-}
-
 std::int64_t cluster_workspace(const SuccessiveHalvingArguments& a) {
   const auto steps = std::max(std::int64_t{0}, (a.slots << a.rounds) - 2 * a.slots);
   return a.batch * steps * static_cast<std::int64_t>(sizeof(TournamentStep));

@@ -36,16 +36,8 @@ struct SuccessiveHalvingArguments {
 /// The longest padded row that the tournament takes.
 std::int64_t longest_tournament_cuda();
 
-/// How many batch rows should play at a time on the current device: all, or so few that the gather of those before finds
-/// room beside them, where that is expected to take less time. Only sizes, types and `epsilon` count.
-std::int64_t tournament_rows(const SuccessiveHalvingArguments& arguments);
-
-/// Bytes of workspace that the tournament of so many rows at a time needs. Only sizes, types, `keep_order` and `epsilon`
-/// count.
+/// Bytes of workspace that the tournament needs on the current device. Only sizes, types and `keep_order` count.
 std::int64_t tournament_workspace(const SuccessiveHalvingArguments& arguments);
-
-/// `count` batch rows from `first` on of a forward pass, with the same workspace.
-SuccessiveHalvingArguments batch_rows(const SuccessiveHalvingArguments& arguments, std::int64_t first, std::int64_t count);
 
 /// Bytes of one leaf: its weight is float64 for float64 x, else float32.
 std::int64_t leaf_bytes(Element element);
@@ -55,8 +47,7 @@ std::int64_t tree_workspace(int rounds);
 
 /// Launch on `stream` (a cudaStream_t). Return a CUDA error text, or nullptr.
 const char* successive_halving_tournament_cuda(const SuccessiveHalvingArguments& arguments, void* stream);
-/// `right_behind`: the tournament is the last on the stream, and may still run when this is launched.
-const char* successive_halving_gather_cuda(const SuccessiveHalvingArguments& arguments, bool right_behind, void* stream);
+const char* successive_halving_gather_cuda(const SuccessiveHalvingArguments& arguments, void* stream);
 const char* successive_halving_backward_cuda(const SuccessiveHalvingArguments& arguments, void* stream);
 
 }  // namespace transpool

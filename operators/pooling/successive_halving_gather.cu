@@ -53,7 +53,7 @@ __global__ void gather_kernel(SuccessiveHalvingArguments a) {
 }
 
 template <class T, int V>
-void launch_gather(const SuccessiveHalvingArguments& a, bool right_behind, cudaStream_t stream) {
+void launch_gather(const SuccessiveHalvingArguments& a, cudaStream_t stream) {
   const auto warps = (a.width + 32 * V - 1) / (32 * V);
   const auto block = static_cast<unsigned>(32 * std::min<std::int64_t>(8, warps));
   cudaLaunchAttribute overlap = {};
@@ -64,16 +64,16 @@ void launch_gather(const SuccessiveHalvingArguments& a, bool right_behind, cudaS
   config.blockDim = dim3(block);
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = right_behind ? 1 : 0;
+  config.numAttrs = 1;
   cudaLaunchKernelEx(&config, gather_kernel<T, V>, a);
 }
 
 }  // namespace
 
-const char* successive_halving_gather_cuda(const SuccessiveHalvingArguments& a, bool right_behind, void* stream) {
+const char* successive_halving_gather_cuda(const SuccessiveHalvingArguments& a, void* stream) {
   if (a.batch * a.slots == 0) return nullptr;
   return by_access(a.element, a.width, {a.x, a.values},
-                   [&]<class T, int V>() { launch_gather<T, V>(a, right_behind, static_cast<cudaStream_t>(stream)); });
+                   [&]<class T, int V>() { launch_gather<T, V>(a, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace transpool

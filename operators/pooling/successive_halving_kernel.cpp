@@ -3,7 +3,7 @@
 #ifdef TRANSPOOL_CUDA
 #include "operators/element_of.h"
 #include "operators/flop_formula.h"
-#include "operators/pooling/successive_halving_forward.h"
+#include "operators/pooling/successive_halving_cuda.h"
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -72,7 +72,9 @@ Outputs forward_cuda(const at::Tensor& given_x, const at::Tensor& given_scores, 
   a.values = values.mutable_data_ptr();
   a.slot_scores = slot_scores.mutable_data_ptr();
   a.positions = positions.data_ptr<std::int64_t>();
-  successive_halving_forward(a, "successive_halving");
+  const auto stream = c10::cuda::getCurrentCUDAStream().stream();
+  check(successive_halving_tournament_cuda(a, stream));
+  check(successive_halving_gather_cuda(a, stream));
   return {values, slot_scores, positions, leaves};
 }
 

@@ -3,7 +3,6 @@
 #ifdef TRANSPOOL_CUDA
 #include "operators/element_of.h"
 #include "operators/flop_formula.h"
-#include "operators/pooling/successive_halving_forward.h"
 #include "operators/pooling/successive_halving_kernel.h"
 #include "operators/pooling/successive_halving_layer_cuda.h"
 
@@ -84,8 +83,10 @@ Outputs forward_cuda(const at::Tensor& given_x, const at::Tensor& given_weight, 
   a.values = values.mutable_data_ptr();
   a.slot_scores = slot_scores.mutable_data_ptr();
   a.positions = positions.data_ptr<std::int64_t>();
-  check(successive_halving_layer_scores_cuda(l, c10::cuda::getCurrentCUDAStream().stream()));
-  successive_halving_forward(a, "successive_halving_layer");
+  const auto stream = c10::cuda::getCurrentCUDAStream().stream();
+  check(successive_halving_layer_scores_cuda(l, stream));
+  check(successive_halving_tournament_cuda(a, stream));
+  check(successive_halving_gather_cuda(a, stream));
   return {values, slot_scores, positions, scores, leaves};
 }
 

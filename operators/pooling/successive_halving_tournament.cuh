@@ -53,11 +53,6 @@ struct ClusterLaunch {
 std::int64_t longest_block_tournament();
 std::int64_t longest_cluster_tournament();
 std::int64_t longest_global_tournament();
-/// Batch rows whose clusters run at once, and those that leave half of the device to others.
-struct ClusterRows {
-  std::int64_t at_once, beside_others;
-};
-ClusterRows cluster_rows(const SuccessiveHalvingArguments& arguments);
 std::int64_t block_workspace(const SuccessiveHalvingArguments& arguments);
 std::int64_t cluster_workspace(const SuccessiveHalvingArguments& arguments);
 std::int64_t global_workspace(const SuccessiveHalvingArguments& arguments);
