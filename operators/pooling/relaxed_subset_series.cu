@@ -520,8 +520,8 @@ void sum_moments(const RelaxedSubsetArguments& a, bool rounds, void* stream) {
     const auto size = nodes * a.stride;
     const dim3 grid(static_cast<unsigned>((size + sum_threads - 1) / sum_threads), static_cast<unsigned>(a.batch));
     launch(sum_kernel<S>, grid, sum_threads, false, stream, static_cast<const S*>(a.partial_moments),
-           static_cast<S*>(rounds ? a.round_moments : a.row_moments),
-           gather_shape<S, E>(a, rounds).slots(), size, rounds ? a.degree : nullptr);
+           static_cast<S*>(rounds ? a.round_moments : a.row_moments), gather_shape<S, E>(a, rounds).slots(), size,
+           rounds ? a.degree : nullptr);
   });
 }
 

@@ -260,20 +260,27 @@ TEST_F(Cuda, SuccessiveHalvingIsBitIdenticalOverManyRunsAndStreams) {
 
 TEST_F(Cuda, AGraphReplaysSuccessiveHalvingOfLongRows) {
   const auto options = at::TensorOptions().device(at::kCUDA);
-  const Sizes s{2, 100000, 700};
   const auto op = halving();
-  const auto x = at::randn({s.batch, s.n, 16}, options), scores = at::rand({s.batch, s.n}, options);
-  const auto value_factor = at::randn({s.batch, s.k, 16}, options), score_factor = at::randn({s.batch, s.k}, options);
-  const Lengths lengths = at::tensor({100000, 50000}, options.dtype(at::kLong));
-  Halved caught;
-  const auto replay =
-      captured([&] { caught = halve(*op, x, scores, s.k, lengths, value_factor, score_factor); }, x.device());
-  const auto in_graph = caught;
-  x.copy_(at::randn_like(x));
-  scores.copy_(at::rand_like(scores));
-  replay();
-  torch::cuda::synchronize();
-  expect_equal(in_graph, halve(*op, x, scores, s.k, lengths, value_factor, score_factor));
+  struct Rows {
+    Sizes sizes;
+    std::int64_t width;
+  };
+  for (const auto& rows : {Rows{{2, 100000, 700}, 16}, {{20, 20000, 1250}, 512}}) {
+    const auto& s = rows.sizes;
+    const auto width = rows.width;
+    const auto x = at::randn({s.batch, s.n, width}, options), scores = at::rand({s.batch, s.n}, options);
+    const auto value_factor = at::randn({s.batch, s.k, width}, options), score_factor = at::randn({s.batch, s.k}, options);
+    const Lengths lengths = at::randint(s.n / 2, s.n + 1, {s.batch}, options.dtype(at::kLong));
+    Halved caught;
+    const auto replay =
+        captured([&] { caught = halve(*op, x, scores, s.k, lengths, value_factor, score_factor); }, x.device());
+    const auto in_graph = caught;
+    x.copy_(at::randn_like(x));
+    scores.copy_(at::rand_like(scores));
+    replay();
+    torch::cuda::synchronize();
+    expect_equal(in_graph, halve(*op, x, scores, s.k, lengths, value_factor, score_factor));
+  }
 }
 
 TEST_F(Cuda, GradientsOfSuccessiveHalvingMatchFiniteDifferences) {

@@ -292,8 +292,8 @@ std::string compare(const Case& c, const Inputs& in, const Results& found, const
   };
   if (auto problem = disagreement(c, found.positions, expected.positions, all(&Results::positions)); !problem.empty())
     return problem;
-  // Steps that end where sums of weights hold to 1e-12 do not end at the same digits everywhere; a weight far under 1 then has
-  // fewer digits of its own.
+  // Steps that end where sums of weights hold to 1e-12 do not end at the same digits everywhere; a weight far under 1 then
+  // has fewer digits of its own.
   const bool in_steps = c.variant->name == "soft_topk";
   const double by = std::max(rounding(c.shape.dtype), in_steps ? 1e-10 : 0);
   // Below what the dtype holds, or float32 where sums are taken in it, a result may become zero.
