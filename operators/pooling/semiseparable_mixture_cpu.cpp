@@ -124,8 +124,7 @@ TRANSPOOL_INLINE void sum_columns(const Ranks<C>& ranks, const Columns& columns,
   Scan<C> scan(columns.count);
   for (std::int64_t j = 0; j < ranks.length; ++j)
     if (ranks.rest[j] != 0)
-      add_row(ranks.rest[j], x + columns.row(j), columns.count,
-              (ranks.stands_level(j) ? scan.level : scan.passed).data());
+      add_row(ranks.rest[j], x + columns.row(j), columns.count, (ranks.stands_level(j) ? scan.level : scan.passed).data());
   for (auto t = ranks.count; t-- > 0;) {
     scan.step(ranks.decay[t]);
     scan.add(x + columns.row(ranks.top[t]));
