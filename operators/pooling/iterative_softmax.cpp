@@ -30,7 +30,7 @@ class IterativeSoftmax : public PoolingOperator {
     return mix_rows(x, scores, weights, lengths, ranking.order.narrow(1, 0, k));
   }
   std::string backend(const at::Device& device) const override {
-    return form_ == "score" && semiseparable_runs_on(device) ? "cuda" : "aten";
+    return form_ == "score" ? semiseparable_backend(device) : "aten";
   }
 
  private:
@@ -76,7 +76,7 @@ class IterativeSoftmaxReference : public PoolingOperator {
 };
 
 Cost iterative_softmax_cost(const PoolingShape& shape, const Options& options) {
-  if (options.text("form") == "score") return mixture_cost(shape, 1);
+  if (options.text("form") == "score") return semiseparable_cost(shape, /*two_sided=*/false);
   // The weights and the differences; the ranking that the highest scores are gathered by, and the scores.
   auto cost = mixture_cost(shape, 2);
   cost.activation_bytes += ranking_bytes(shape);

@@ -89,7 +89,8 @@ Pooled without_absent_outputs(Pooled pooled, const std::optional<at::Tensor>& le
 Pooled mix_one_row_plainly(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights, std::int64_t k) {
   const auto wide = weights.to(at::kDouble);
   const auto missing = k - weights.size(0);
-  const auto values = (wide.unsqueeze(2) * x.to(at::kDouble).unsqueeze(0)).sum(1).to(x.scalar_type());
+  // A product of float64 matrices: the terms of plain sums would be (m, L, d) numbers.
+  const auto values = wide.mm(x.to(at::kDouble)).to(x.scalar_type());
   const auto kept = (wide * bounded_scores(scores.to(at::kDouble)).unsqueeze(0)).sum(1).to(scores.scalar_type());
   // The first of the largest up to rounding.
   const auto largest = wide.detach() >= (1 - 1e-12) * wide.detach().amax(1, /*keepdim=*/true);

@@ -34,7 +34,7 @@ at::Tensor without_padding(const at::Tensor& x, const std::optional<at::Tensor>&
 /// Outputs past min(k, length) as `mix_rows` gives them.
 Pooled without_absent_outputs(Pooled pooled, const std::optional<at::Tensor>& lengths);
 
-/// The same as `mix_rows` for one batch row of a reference, by plain sums in float64: x (L, d), scores (L,) and weights (m,
+/// The same as `mix_rows` for one batch row of a reference, by sums in float64: x (L, d), scores (L,) and weights (m,
 /// L) of the L valid rows, m = min(k, L), where L may be 0. Gives (k, d), (k,), (k,), padded; dtypes of x and scores.
 Pooled mix_one_row_plainly(const at::Tensor& x, const at::Tensor& scores, const at::Tensor& weights, std::int64_t k);
 

@@ -1,39 +1,33 @@
 #include "operators/pooling/semiseparable_mixture.h"
 
-#ifdef TRANSPOOL_CUDA
-#include "operators/element_of.h"
 #include "operators/flop_formula.h"
 #include "operators/pooling/mixture.h"
-#include "operators/pooling/ranking.h"
 #include "operators/pooling/selection.h"
-#include "operators/pooling/semiseparable_mixture_cuda.h"
+#include "operators/pooling/semiseparable_mixture_cpu.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#ifdef TRANSPOOL_CUDA
+#include "operators/element_of.h"
+#include "operators/pooling/ranking.h"
+#include "operators/pooling/semiseparable_mixture_cuda.h"
+
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 namespace transpool {
-
-#ifdef TRANSPOOL_CUDA
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-/// What the backward pass reads besides the inputs, as the dispatcher takes it. `mean` and `slope` are empty where absent.
-struct State {
-  at::Tensor clean, top, rank, scalars, mean, slope;
-};
+using State = SemiseparableState;
 
-/// scalars (4, B, k)
-enum Scalar { decay, scale, tilt, score_slope, scalar_count };
-
-using ForwardResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+#ifdef TRANSPOOL_CUDA
 
 void check(const char* error) { TORCH_CHECK(error == nullptr, "semiseparable_mixture: ", error); }
 
@@ -80,8 +74,9 @@ void rank_by_sorting(const at::Tensor& scores, const std::optional<at::Tensor>& 
   if (lengths) state.rank.masked_fill_(valid_positions(*lengths, scores.size(1)).logical_not_(), -2);
 }
 
-ForwardResult forward_cuda(const at::Tensor& given_x, const at::Tensor& given_scores, std::int64_t k,
-                           const std::optional<at::Tensor>& given_lengths, double sharpness, bool two_sided, bool keep) {
+SemiseparableResult forward_cuda(const at::Tensor& given_x, const at::Tensor& given_scores, std::int64_t k,
+                                 const std::optional<at::Tensor>& given_lengths, double sharpness, bool two_sided,
+                                 bool keep) {
   const c10::cuda::CUDAGuard guard(given_x.device());
   const auto x = given_x.contiguous(), scores = given_scores.contiguous();
   const auto lengths = contiguous(given_lengths);
@@ -111,7 +106,6 @@ ForwardResult forward_cuda(const at::Tensor& given_x, const at::Tensor& given_sc
   if (semiseparable_ranks(n, k)) check(semiseparable_rank_cuda(a, stream()));
   else rank_by_sorting(scores, lengths, state);
   check(semiseparable_forward_cuda(a, stream()));
-  // An operator gives no tensor twice: the float64 and float32 values stand for their own mean.
   return {values,     mixed, positions, state.clean, state.top, state.rank, state.scalars, rounded ? state.mean : nothing,
           state.slope};
 }
@@ -146,6 +140,8 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const at::Tensor& given_gradien
   return {x_gradient, score_gradient};
 }
 
+#endif
+
 template <class Kernel>
 auto find_kernel(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Kernel>();
@@ -156,7 +152,7 @@ class SemiseparableFunction : public torch::autograd::Function<SemiseparableFunc
   static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                                const std::optional<at::Tensor>& lengths, double sharpness, bool two_sided, bool keep) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op = find_kernel<decltype(forward_cuda)>("transpool::semiseparable_mixture");
+    static const auto op = find_kernel<decltype(semiseparable_forward_cpu)>("transpool::semiseparable_mixture");
     const auto [values, mixed, positions, clean, top, rank, scalars, mean, slope] =
         op.call(x, scores, k, lengths, sharpness, two_sided, keep);
     if (keep)
@@ -177,7 +173,7 @@ class SemiseparableFunction : public torch::autograd::Function<SemiseparableFunc
     const State state{saved[5], saved[6], saved[7], saved[8], saved[9].numel() > 0 ? saved[9] : saved[3], saved[10]};
     const auto sharpness = context->saved_data["sharpness"].toDouble();
     const auto two_sided = context->saved_data["two_sided"].toBool();
-    static const auto op = find_kernel<decltype(backward_cuda)>("transpool::semiseparable_mixture_backward");
+    static const auto op = find_kernel<decltype(semiseparable_backward_cpu)>("transpool::semiseparable_mixture_backward");
     at::Tensor x_gradient, score_gradient;
     if (gradients[0].defined())
       std::tie(x_gradient, score_gradient) = op.call(gradients[0], x, scores, lengths, state.clean, state.top, state.rank,
@@ -203,10 +199,17 @@ TORCH_LIBRARY_FRAGMENT(transpool, library) {
       "Tensor rank, Tensor scalars, Tensor mean, Tensor slope, float sharpness, bool two_sided) -> (Tensor, Tensor)");
 }
 
+TORCH_LIBRARY_IMPL(transpool, CPU, library) {
+  library.impl("semiseparable_mixture", semiseparable_forward_cpu);
+  library.impl("semiseparable_mixture_backward", semiseparable_backward_cpu);
+}
+
+#ifdef TRANSPOOL_CUDA
 TORCH_LIBRARY_IMPL(transpool, CUDA, library) {
   library.impl("semiseparable_mixture", forward_cuda);
   library.impl("semiseparable_mixture_backward", backward_cuda);
 }
+#endif
 
 /// A pass over the rows takes each past the top once and each of the top once a side, where the product with the weights
 /// (values and, forward, scores) takes all for every output.
@@ -228,30 +231,38 @@ const RegisterFlopFormula backward_flops("transpool::semiseparable_mixture_backw
                                          });
 
 }  // namespace
-#endif
 
-bool semiseparable_runs_on([[maybe_unused]] const at::Device& device) {
+std::string semiseparable_backend(const at::Device& device) {
+  if (device.is_cpu()) return "cpu";
 #ifdef TRANSPOOL_CUDA
-  return device.is_cuda();
-#else
-  return false;
+  if (device.is_cuda()) return "cuda";
 #endif
+  return "aten";
 }
 
 bool semiseparable_takes(const at::Tensor& x, const at::Tensor& scores) {
-  return semiseparable_runs_on(x.device()) && scores.scalar_type() == accumulation_dtype(x.scalar_type());
+  return semiseparable_backend(x.device()) != "aten" && scores.scalar_type() == accumulation_dtype(x.scalar_type());
 }
 
-Pooled semiseparable_mixture([[maybe_unused]] const at::Tensor& x, [[maybe_unused]] const at::Tensor& scores,
-                             [[maybe_unused]] std::int64_t k, [[maybe_unused]] const std::optional<at::Tensor>& lengths,
-                             [[maybe_unused]] const SemiseparableOptions& options) {
-#ifdef TRANSPOOL_CUDA
+Pooled semiseparable_mixture(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
+                             const std::optional<at::Tensor>& lengths, const SemiseparableOptions& options) {
   const bool keep = at::GradMode::is_enabled() && (x.requires_grad() || scores.requires_grad());
   const auto parts = SemiseparableFunction::apply(x, scores, k, lengths, options.sharpness, options.two_sided, keep);
   return {parts[0], parts[1], parts[2]};
-#else
-  throw Unsupported("semiseparable_mixture has no kernel for device " + x.device().str() + " in this build");
-#endif
+}
+
+Cost semiseparable_cost(const PoolingShape& shape, bool two_sided) {
+  // The scores as they were ranked, with the rank of each; the top, five numbers of each output and its values and slope
+  // before they are rounded.
+  auto cost = mixture_cost(shape, /*kept_weights=*/0);
+  const auto score = static_cast<double>(score_bytes(shape.dtype));
+  const auto rows = static_cast<double>(shape.batch * shape.length);
+  const auto outputs = static_cast<double>(shape.batch * shape.pooled_length);
+  const bool rounded = shape.dtype != at::kFloat && shape.dtype != at::kDouble;
+  const auto kept_values = outputs * static_cast<double>(shape.width) * score * ((rounded ? 1 : 0) + (two_sided ? 1 : 0));
+  cost.activation_bytes = cost.bytes_written + rows * (score + sizeof(std::int32_t)) +
+                          outputs * (static_cast<double>(scalar_count) * score + sizeof(std::int32_t)) + kept_values;
+  return cost;
 }
 
 }  // namespace transpool

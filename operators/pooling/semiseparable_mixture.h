@@ -16,10 +16,11 @@ struct SemiseparableOptions {
   bool two_sided = false;
 };
 
-/// Whether `semiseparable_mixture` runs on that device in this build.
-bool semiseparable_runs_on(const at::Device& device);
+/// What runs `semiseparable_mixture` on that device in this build: "cuda", "cpu", or "aten" for nothing.
+std::string semiseparable_backend(const at::Device& device);
 
-/// Whether it takes these: on such a device, with float32 scores beside float32, bfloat16 or float16 rows, or all float64.
+/// Whether it takes these: on a device that it runs on, with float32 scores beside float32, bfloat16 or float16 rows, or all
+/// float64.
 bool semiseparable_takes(const at::Tensor& x, const at::Tensor& scores);
 
 /// x (B, n, d) and scores (B, n) as the operator got them, as for `mix_rows`. Differentiable once, in both. Keeps
@@ -27,5 +28,8 @@ bool semiseparable_takes(const at::Tensor& x, const at::Tensor& scores);
 /// d). Dispatched as `transpool::semiseparable_mixture` and `transpool::semiseparable_mixture_backward`.
 Pooled semiseparable_mixture(const at::Tensor& x, const at::Tensor& scores, std::int64_t k,
                              const std::optional<at::Tensor>& lengths, const SemiseparableOptions& options);
+
+/// What it costs: FLOPs as of the product with the weights, which it spares, and what the backward pass keeps.
+Cost semiseparable_cost(const PoolingShape& shape, bool two_sided);
 
 }  // namespace transpool

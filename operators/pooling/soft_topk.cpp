@@ -27,7 +27,6 @@ constexpr double ridge = 1e-14;
 struct Targets {
   at::Tensor mass;    // (B, k + 1) float64
   at::Tensor active;  // (B, k + 1) bool
-  at::Tensor height;  // (k + 1): k, k - 1, ..., 1 and 0 for the rest
 };
 
 Targets targets_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths) {
@@ -35,7 +34,7 @@ Targets targets_of(const at::Tensor& scores, std::int64_t k, const std::optional
                               : at::full({scores.size(0), 1}, static_cast<double>(scores.size(1)), scores.options());
   const auto height = at::arange(k, -1, -1, scores.options());
   const auto mass = at::where(height > 0, (length + height - k).clamp(0, 1), (length - k).clamp_min(0));
-  return {mass, mass > 0, height};
+  return {mass, mass > 0};
 }
 
 /// (B, n) scores over the temperature by rank, 0 for the highest, the source rows of the ranks, and (B, k + 1) potentials
@@ -43,8 +42,6 @@ Targets targets_of(const at::Tensor& scores, std::int64_t k, const std::optional
 /// other.
 struct Start {
   at::Tensor falling, order, potentials;
-
-  at::Tensor levels() const { return at::empty_like(falling).scatter_(1, order, falling); }
 };
 
 Start start_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths, double temperature) {
@@ -59,46 +56,11 @@ Start start_of(const at::Tensor& scores, std::int64_t k, const std::optional<at:
   return {falling, order, potentials};
 }
 
-/// The plan (B, n, k + 1) times n: each valid row spread over the targets, softmax of levels * height + potentials.
-at::Tensor plan_of(const at::Tensor& levels, const at::Tensor& potentials, const Targets& targets,
-                   const std::optional<at::Tensor>& lengths) {
-  auto logits = levels.unsqueeze(2) * targets.height;
-  logits.add_(potentials.unsqueeze(1));
-  auto plan = logits.softmax(2);
-  if (lengths) plan.masked_fill_(valid_positions(*lengths, levels.size(1)).logical_not_().unsqueeze(2), 0);
-  return plan;
-}
-
-/// Solves H y = right, where H = -d(column sums)/d(potentials) is the Laplacian of the targets coupled by the rows they
-/// share. Its diagonal is summed from the couplings, since 1 - (nearly 1) would lose them; constants, which potentials are
-/// free in, and inactive targets are made regular.
-at::Tensor solve_potentials(const at::Tensor& plan, const Targets& targets, const at::Tensor& right) {
-  auto coupling = at::bmm(plan.transpose(1, 2), plan);
-  coupling.diagonal(0, 1, 2).zero_();
-  const auto active = targets.active.to(at::kDouble);
-  const auto constants = active.unsqueeze(2) * active.unsqueeze(1) / static_cast<double>(active.size(1));
-  const auto diagonal = coupling.sum(2) + (1 - active) + ridge;
-  const auto system = constants - coupling + at::diag_embed(diagonal);
-  return std::get<0>(at::linalg_solve_ex(system, right.unsqueeze(2))).squeeze(2);
-}
-
-/// Sinkhorn's update of the targets' potentials; the rows' are eliminated by the softmax.
-at::Tensor sinkhorn_step(const at::Tensor& plan, const Targets& targets, const at::Tensor& potentials) {
-  constexpr double tiny = 1e-300;
-  const auto step = targets.mass.clamp_min(tiny).log() - plan.sum(1).clamp_min(tiny).log();
-  return potentials + step.masked_fill(targets.active.logical_not(), 0);
-}
-
-/// A damped Newton step on the same concave dual. The log-sum-exp is self-concordant in the range of the step, which makes
-/// log(1 + range) / range a step length that converges from anywhere (Sun and Tran-Dinh 2019, arXiv 1703.04599).
-at::Tensor newton_step(const at::Tensor& plan, const Targets& targets, const at::Tensor& potentials) {
-  const auto step = solve_potentials(plan, targets, targets.mass - plan.sum(1)).masked_fill(targets.active.logical_not(), 0);
-  const auto range = (step.amax(1, true) - step.amin(1, true)).clamp_min(1e-12);
-  return potentials + step * (range.log1p() / range);
-}
-
-/// Scores (B, n) float64, clean -> weights (B, k, n) of `dtype`. Keeps the levels and potentials, O(n + k), and computes the
-/// plan again in the backward pass, which solves the optimality conditions differentiated. On CUDA the plan is never stored.
+/// Scores (B, n) float64, clean -> weights (B, k, n) of `dtype`. Keeps the levels, their order and the potentials, O(n + k),
+/// and computes the plan again in the backward pass, which solves the optimality conditions differentiated.
+///
+/// With the logits' gradient Q, and the potentials moving by dh = -H^-1 d(column sums): dL/dlevel_i = sum over j of (Q_ij -
+/// P_ij y_j) (height_j - mean height_i), where H y = column sums of Q.
 class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
  public:
   static Variable forward(AutogradContext* context, const at::Tensor& scores, std::int64_t k,
@@ -106,51 +68,22 @@ class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
                           std::int64_t newton_steps, at::ScalarType dtype) {
     const auto targets = targets_of(scores, k, lengths);
     const auto start = start_of(scores, k, lengths, temperature);
-    auto potentials = start.potentials.masked_fill(targets.active.logical_not(), -std::numeric_limits<double>::infinity());
+    const auto potentials =
+        start.potentials.masked_fill(targets.active.logical_not(), -std::numeric_limits<double>::infinity());
+    const auto [weights, found] = soft_topk_plan(start.falling, start.order, potentials, targets.mass, lengths, iterations,
+                                                 newton_steps, ridge, dtype);
     context->saved_data["k"] = k;
     context->saved_data["temperature"] = temperature;
-    if (soft_topk_runs_on(scores.device())) {
-      const auto [weights, found] = soft_topk_plan(start.falling, start.order, potentials, targets.mass, lengths, iterations,
-                                                   newton_steps, ridge, dtype);
-      context->save_for_backward({start.falling, found, lengths.value_or(at::Tensor()), start.order});
-      return weights;
-    }
-    const auto levels = start.levels();
-    auto plan = plan_of(levels, potentials, targets, lengths);
-    for (std::int64_t i = 0; i < iterations + newton_steps; ++i) {
-      potentials = i < iterations ? sinkhorn_step(plan, targets, potentials) : newton_step(plan, targets, potentials);
-      plan = at::Tensor();  // its memory is the next plan's
-      plan = plan_of(levels, potentials, targets, lengths);
-    }
-    context->save_for_backward({levels, potentials, lengths.value_or(at::Tensor()), at::Tensor()});
-    const auto kept = plan.narrow(2, 0, k);
-    return (kept / kept.sum(1, true).clamp_min(ridge)).transpose(1, 2).to(dtype);
+    context->save_for_backward({start.falling, found, lengths.value_or(at::Tensor()), start.order});
+    return weights;
   }
 
-  /// With the logits' gradient Q, and the potentials moving by dh = -H^-1 d(column sums): dL/dlevel_i = sum over j of
-  /// (Q_ij - P_ij y_j) (height_j - mean height_i), where H y = column sums of Q. Gains count from that of each row's
-  /// likeliest target: a row that is all but settled then loses no digits to the constant that its gains share.
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const auto& levels = saved[0];
     const auto lengths = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
-    const auto targets = targets_of(levels, context->saved_data["k"].toInt(), lengths);
-    const auto temperature = context->saved_data["temperature"].toDouble();
-    if (saved[3].defined()) {
-      const auto gradient =
-          soft_topk_plan_backward(gradients[0], levels, saved[3], saved[1], targets.mass, lengths, ridge).div_(temperature);
-      return {gradient, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
-    }
-    const auto plan = plan_of(levels, saved[1], targets, lengths);
-    auto gain = at::constant_pad_nd(gradients[0].to(at::kDouble).transpose(1, 2), {0, 1});
-    gain.sub_(gain.gather(2, plan.argmax(2, true)));
-    auto flow = gain.mul_(plan);
-    flow.sub_(plan * flow.sum(2, true));
-    const auto answer = solve_potentials(plan, targets, flow.sum(1));
-    flow.sub_(plan * answer.unsqueeze(1));
-    const auto mean_height = (plan * targets.height).sum(2, true);
-    auto gradient = flow.mul_(targets.height - mean_height).sum(2).div_(temperature);
-    if (lengths) gradient.masked_fill_(valid_positions(*lengths, levels.size(1)).logical_not_(), 0);
+    const auto targets = targets_of(saved[0], context->saved_data["k"].toInt(), lengths);
+    const auto gradient = soft_topk_plan_backward(gradients[0], saved[0], saved[3], saved[1], targets.mass, lengths, ridge)
+                              .div_(context->saved_data["temperature"].toDouble());
     return {gradient, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
   }
 };
@@ -169,7 +102,7 @@ class SoftTopk : public PoolingOperator {
                                                  iterations_, newton_steps_, scores.scalar_type());
     return mix_rows(x, scores, weights, lengths);
   }
-  std::string backend(const at::Device& device) const override { return soft_topk_runs_on(device) ? "cuda" : "aten"; }
+  std::string backend(const at::Device& device) const override { return soft_topk_backend(device); }
 
  private:
   double temperature_;
@@ -224,49 +157,54 @@ class SoftTopkReference : public PoolingOperator {
   static at::Tensor coupling(const at::Tensor& potentials, const at::Tensor& cost, double epsilon) {
     const auto n = cost.size(0);
     const auto f = potentials.narrow(0, 0, n).unsqueeze(1);
-    return ((f + potentials.narrow(0, n, cost.size(1)) - cost) / epsilon).exp();
+    // In place, since at long inputs fresh memory costs more than the arithmetic.
+    return (f + potentials.narrow(0, n, cost.size(1))).sub_(cost).div_(epsilon).exp_();
   }
 
-  /// One Newton step of the potentials on the full dual (rows, then targets).
+  /// One Newton step of the potentials on the full dual (rows, then targets). The rows' block is diagonal: they are
+  /// eliminated, which leaves the targets by what they share, whose sums over the others are the diagonal.
   static at::Tensor newton(const at::Tensor& cost, const at::Tensor& mass, const at::Tensor& potentials, double epsilon) {
     const auto plan = coupling(potentials, cost, epsilon);
-    const auto sums = at::cat({plan.sum(1), plan.sum(0)});
+    const auto n = plan.size(0), targets = plan.size(1);
+    const auto rows_lack = mass.narrow(0, 0, n) - plan.sum(1), targets_lack = mass.narrow(0, n, targets) - plan.sum(0);
     const auto fixed = plan.detach();
-    const auto upper = at::cat({fixed.sum(1).diag(), fixed}, 1);
-    const auto lower = at::cat({fixed.t(), fixed.sum(0).diag()}, 1);
-    const auto free = at::cat({at::ones_like(fixed.select(1, 0)), -at::ones_like(fixed.select(0, 0))});
-    const auto system =
-        at::cat({upper, lower}) + free.outer(free) / free.size(0) + ridge * at::eye(free.size(0), free.options());
-    return epsilon * at::linalg_solve(system, mass - sums);
+    const auto row_sums = fixed.sum(1);
+    auto shared = fixed.t().mm(fixed / row_sums.unsqueeze(1));
+    shared.diagonal().zero_();
+    const auto system = (shared.sum(1) + ridge).diag() - shared + 1.0 / static_cast<double>(targets);
+    const auto of_targets = at::linalg_solve(system, targets_lack - fixed.t().mv(rows_lack / row_sums));
+    const auto of_rows = (rows_lack - fixed.mv(of_targets)) / row_sums;
+    return epsilon * at::cat({of_rows, of_targets});
   }
 
-  static at::Tensor damped(const at::Tensor& step, const at::Tensor& cost, double epsilon) {
-    const auto n = cost.size(0);
-    const auto moves = step.narrow(0, 0, n).unsqueeze(1) + step.narrow(0, n, cost.size(1));
-    const double reach = moves.abs().max().item<double>() / epsilon;
-    return reach > 1e-9 ? step * (std::log1p(reach) / reach) : step;
+  /// The most that a step moves any logarithm of the plan.
+  static double reach_of(const at::Tensor& step, std::int64_t n, double epsilon) {
+    const auto rows = step.narrow(0, 0, n), targets = step.narrow(0, n, step.size(0) - n);
+    return std::max((rows.max() + targets.max()).abs().item<double>(), (rows.min() + targets.min()).abs().item<double>()) /
+           epsilon;
   }
 
+  /// Annealed: at each temperature Sinkhorn's update of both sides, then damped Newton steps until the plan is near; at the
+  /// last one until another step squares what is left to rounding.
   at::Tensor solve(const at::Tensor& cost, const at::Tensor& mass) const {
+    constexpr int most_steps = 100;
     const auto n = cost.size(0);
+    const double last = 2 * temperature_;
     auto potentials = at::zeros_like(mass);
     const auto f = potentials.narrow(0, 0, n);
     const auto g = potentials.narrow(0, n, cost.size(1));
-    const auto sinkhorn = [&](double epsilon) {
-      g.copy_(epsilon * (mass.narrow(0, n, g.size(0)).log() - ((f.unsqueeze(1) - cost) / epsilon).logsumexp(0)));
-      f.copy_(-epsilon * ((g - cost) / epsilon).logsumexp(1));
-    };
-    for (double epsilon = std::max(16.0, 2 * temperature_); epsilon >= 2 * temperature_;
-         epsilon = epsilon > 2 * temperature_ ? std::max(epsilon / 2, 2 * temperature_) : 0) {
-      for (int i = 0; i < 5; ++i) sinkhorn(epsilon);
-      for (int i = 0; i < 4; ++i) {
-        potentials.add_(damped(newton(cost, mass, potentials, epsilon), cost, epsilon));
-        sinkhorn(epsilon);
+    for (double epsilon = std::max(16.0, last);; epsilon = std::max(epsilon / 4, last)) {
+      g.copy_(epsilon * (mass.narrow(0, n, g.size(0)).log() - (f.unsqueeze(1) - cost).div_(epsilon).logsumexp(0)));
+      f.copy_(-epsilon * (g - cost).div_(epsilon).logsumexp(1));
+      const double near = epsilon > last ? 0.5 : 1e-6;
+      double reach = 1;
+      for (int i = 0; i < most_steps && !(reach < near); ++i) {
+        const auto step = newton(cost, mass, potentials, epsilon);
+        reach = reach_of(step, n, epsilon);
+        potentials.add_(step, reach > 1e-9 ? std::log1p(reach) / reach : 1);
       }
+      if (epsilon <= last) return potentials;
     }
-    for (int i = 0; i < 12; ++i)
-      potentials.add_(damped(newton(cost, mass, potentials, 2 * temperature_), cost, 2 * temperature_));
-    return potentials;
   }
 
   double temperature_;

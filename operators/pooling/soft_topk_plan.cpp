@@ -1,22 +1,22 @@
 #include "operators/pooling/soft_topk_plan.h"
 
-#include "operators/error.h"
+#include "operators/flop_formula.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
 
 #ifdef TRANSPOOL_CUDA
 #include "operators/element_of.h"
-#include "operators/flop_formula.h"
 #include "operators/pooling/soft_topk_cuda.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 #endif
 
 namespace transpool {
+namespace {
 
 #ifdef TRANSPOOL_CUDA
-namespace {
 
 void check(const char* error) { TORCH_CHECK(error == nullptr, "soft_topk: ", error); }
 
@@ -113,6 +113,13 @@ at::Tensor plan_backward_cuda(const at::Tensor& given, const at::Tensor& levels,
   return gradient;
 }
 
+TORCH_LIBRARY_IMPL(transpool, CUDA, library) {
+  library.impl("soft_topk_plan", plan_cuda);
+  library.impl("soft_topk_plan_backward", plan_backward_cuda);
+}
+
+#endif
+
 template <class Kernel>
 auto find_kernel(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Kernel>();
@@ -125,11 +132,6 @@ TORCH_LIBRARY_FRAGMENT(transpool, library) {
   library.def(
       "soft_topk_plan_backward(Tensor weight_gradient, Tensor levels, Tensor order, Tensor potentials, Tensor mass, Tensor? "
       "lengths, float ridge) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(transpool, CUDA, library) {
-  library.impl("soft_topk_plan", plan_cuda);
-  library.impl("soft_topk_plan_backward", plan_backward_cuda);
 }
 
 /// What the products plan^T plan would take; the kernels leave out the shares that are too small to count, which the scores
@@ -149,14 +151,14 @@ const RegisterFlopFormula backward_flops("transpool::soft_topk_plan_backward",
 
 }  // namespace
 
-bool soft_topk_runs_on(const at::Device& device) { return device.is_cuda(); }
+std::string soft_topk_backend(const at::Device& device) { return device.is_cuda() ? "cuda" : "cpu"; }
 
 std::tuple<at::Tensor, at::Tensor> soft_topk_plan(const at::Tensor& levels, const at::Tensor& order,
                                                   const at::Tensor& potentials, const at::Tensor& mass,
                                                   const std::optional<at::Tensor>& lengths, std::int64_t iterations,
                                                   std::int64_t newton_steps, double ridge, at::ScalarType dtype) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  static const auto op = find_kernel<decltype(plan_cuda)>("transpool::soft_topk_plan");
+  static const auto op = find_kernel<decltype(soft_topk_plan)>("transpool::soft_topk_plan");
   return op.call(levels, order, potentials, mass, lengths, iterations, newton_steps, ridge, dtype);
 }
 
@@ -164,25 +166,8 @@ at::Tensor soft_topk_plan_backward(const at::Tensor& weight_gradient, const at::
                                    const at::Tensor& potentials, const at::Tensor& mass,
                                    const std::optional<at::Tensor>& lengths, double ridge) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  static const auto op = find_kernel<decltype(plan_backward_cuda)>("transpool::soft_topk_plan_backward");
+  static const auto op = find_kernel<decltype(soft_topk_plan_backward)>("transpool::soft_topk_plan_backward");
   return op.call(weight_gradient, levels, order, potentials, mass, lengths, ridge);
 }
-
-#else
-
-bool soft_topk_runs_on(const at::Device&) { return false; }
-
-std::tuple<at::Tensor, at::Tensor> soft_topk_plan(const at::Tensor& levels, const at::Tensor&, const at::Tensor&,
-                                                  const at::Tensor&, const std::optional<at::Tensor>&, std::int64_t,
-                                                  std::int64_t, double, at::ScalarType) {
-  throw Unsupported("soft_topk has no kernel for device " + levels.device().str() + " in this build");
-}
-
-at::Tensor soft_topk_plan_backward(const at::Tensor&, const at::Tensor& levels, const at::Tensor&, const at::Tensor&,
-                                   const at::Tensor&, const std::optional<at::Tensor>&, double) {
-  throw Unsupported("soft_topk has no kernel for device " + levels.device().str() + " in this build");
-}
-
-#endif
 
 }  // namespace transpool

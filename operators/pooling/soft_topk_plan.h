@@ -3,12 +3,13 @@
 #include "operators/tensor.h"
 
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace transpool {
 
-/// Whether the kernels of `soft_topk` run on that device in this build.
-bool soft_topk_runs_on(const at::Device& device);
+/// What runs on that device: "cpu" or "cuda".
+std::string soft_topk_backend(const at::Device& device);
 
 /// The entropic plan of `soft_topk` by kernels that compute each share where it is needed and store none but the weights.
 /// Shares under e^-50 count as 0. levels (B, n) float64 fall from 0 by rank, ranks (B, n) int64 are those of the source

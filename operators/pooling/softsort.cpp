@@ -23,7 +23,7 @@ class SoftSort : public PoolingOperator {
     return mix_rows(x, scores, weights, lengths, ranking.leaders.narrow(1, 0, k));
   }
   std::string backend(const at::Device& device) const override {
-    return power_ == 1 && semiseparable_runs_on(device) ? "cuda" : "aten";
+    return power_ == 1 ? semiseparable_backend(device) : "aten";
   }
 
  private:
@@ -56,7 +56,8 @@ class SoftSortReference : public PoolingOperator {
   std::int64_t power_;
 };
 
-Cost softsort_cost(const PoolingShape& shape, const Options&) {
+Cost softsort_cost(const PoolingShape& shape, const Options& options) {
+  if (options.integer("power") == 1) return semiseparable_cost(shape, /*two_sided=*/true);
   // The differences and the weights; the ranking that the highest scores are gathered by, and the scores.
   auto cost = mixture_cost(shape, 2);
   cost.activation_bytes += ranking_bytes(shape);

@@ -2,6 +2,7 @@
 
 #include "operators/element_of.h"
 #include "operators/flop_formula.h"
+#include "operators/host_kernel.h"
 #include "operators/pooling/weighted_gather_cuda.h"
 
 #include <ATen/OpMathType.h>
@@ -12,10 +13,6 @@
 #ifdef TRANSPOOL_CUDA
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#endif
-
-#ifdef __linux__
-#include <sys/mman.h>
 #endif
 
 #include <algorithm>
@@ -40,20 +37,6 @@ Sizes sizes_of(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& we
 std::int64_t grain(const Sizes& s) {
   return std::max<std::int64_t>(1, 65536 / std::max<std::int64_t>(1, s.fan_in * s.width));
 }
-
-/// Loops over contiguous elements, compiled once for any processor and once for those with AVX2, the choice being made at
-/// run time: a build for all x86 processors would else read x at half the speed of memory.
-#if defined(__x86_64__) && defined(__GNUC__)
-#define TRANSPOOL_AVX2 __attribute__((target("avx2,fma")))
-bool has_avx2() {
-  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return found;
-}
-#else
-#define TRANSPOOL_AVX2
-bool has_avx2() { return false; }
-#endif
-#define TRANSPOOL_INLINE inline __attribute__((always_inline))
 
 /// Rows stand anywhere in x: the processor cannot guess the next one.
 template <class T>
@@ -162,20 +145,6 @@ void backward_rows(const Sizes& s, const T* x, const std::int64_t* rows, const S
     if (has_avx2()) backward_slots_avx2(s, x, rows, weights, out_gradient, x_gradient, weight_gradient, begin, end);
     else backward_slots(s, x, rows, weights, out_gradient, x_gradient, weight_gradient, begin, end);
   });
-}
-
-/// Asks for huge pages under a large block that is about to be written: its first touch costs a fault a page, which takes
-/// longer than the writing.
-void prefer_huge_pages(const at::Tensor& tensor) {
-#ifdef __linux__
-  constexpr std::uintptr_t page = std::uintptr_t{2} << 20;
-  const auto start = reinterpret_cast<std::uintptr_t>(tensor.data_ptr());
-  const auto first = (start + page - 1) / page * page;
-  const auto last = (start + tensor.nbytes()) / page * page;
-  // A hint: what it cannot have, it does without.
-  if (last > first + 2 * page)
-    static_cast<void>(madvise(static_cast<char*>(tensor.data_ptr()) + (first - start), last - first, MADV_HUGEPAGE));
-#endif
 }
 
 /// Inputs as the kernels take them: contiguous, weights in the accumulation dtype.

@@ -17,6 +17,10 @@ TEST_F(IterativeSoftmax, EqualsItsReferenceAtMildSharpness) {
     for (const double alpha : {1.0, 20.0}) expect_right(iterative(alpha, form));
 }
 
+TEST_F(IterativeSoftmax, EqualsItsReferenceInParts) {
+  for (const double alpha : {3.0, 100.0}) expect_right_in_parts(iterative(alpha));
+}
+
 TEST_F(IterativeSoftmax, WeighsTheRowsThatAreLeft) {
   const auto scores = at::tensor({0.2, 0.9, 0.5}, at::kDouble).unsqueeze(0);
   const auto weights = weights_of(iterative(2), scores, 3)[0];

@@ -40,6 +40,30 @@ inline void expect_right(const Json& value) {
   }
 }
 
+/// The same beside the reference alone, at sizes that are worked on in several parts, with ties and with lengths.
+inline void expect_right_in_parts(const Json& value) {
+  const auto op = pooling(value), reference = pooling(value, /*reference=*/true);
+  constexpr std::int64_t n = 300, k = 70, width = 150;
+  for (const bool ties : {false, true})
+    for (const auto& lengths : {std::optional<at::Tensor>(), std::optional(lengths_of({n, 200, 40}))}) {
+      SCOPED_TRACE(value.dump() + (ties ? " ties" : "") + (lengths ? " lengths" : ""));
+      const auto scores = at::rand({3, n}, at::kDouble);
+      const std::vector<at::Tensor> inputs = {at::randn({3, n, width}, at::kDouble),
+                                              ties ? at::floor(scores * 9) / 9 : scores};
+      const auto found = op->forward(inputs[0], inputs[1], k, lengths);
+      const auto expected = reference->forward(inputs[0], inputs[1], k, lengths);
+      EXPECT_TRUE(close(found.values, expected.values, 1e-9, 1e-9)) << "values";
+      EXPECT_TRUE(close(found.scores, expected.scores, 1e-9, 1e-9)) << "scores";
+      EXPECT_TRUE(at::equal(found.positions, expected.positions)) << "positions";
+      const auto function = pooled_by(op, k, lengths);
+      const auto cotangents = cotangents_for(function, inputs);
+      const auto gradients = gradients_of(function, inputs, cotangents);
+      const auto others = gradients_of(pooled_by(reference, k, lengths), inputs, cotangents);
+      for (std::size_t i = 0; i < 2; ++i)
+        EXPECT_TRUE(close(gradients[i], others[i], 1e-7, 1e-7 * others[i].abs().max().item<double>())) << "gradient " << i;
+    }
+}
+
 /// Mean over the outputs of hard top-k of the best cosine with an output of the operator, on uniform scores in [0, 1] and
 /// rows in [-1, 1]^32, as the benchmark of arXiv 2010.15552 takes it.
 inline double closeness_to_hard_topk(const Json& value, std::int64_t n, std::int64_t k, std::int64_t batch) {

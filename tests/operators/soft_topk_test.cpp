@@ -1,7 +1,4 @@
-#include "operators/pooling/pooling.h"
-
-#include "tests/operators/gradcheck.h"
-#include "tests/operators/variants.h"
+#include "tests/operators/mixtures.h"
 
 namespace transpool {
 namespace {
@@ -11,13 +8,6 @@ std::shared_ptr<const PoolingOperator> soft_topk(const Json& options) {
   value.update(options);
   const auto selection = pooling_registry().select(value);
   return selection.variant->make(selection.options);
-}
-
-/// Weights (B, k, n), by pooling the unit vectors.
-at::Tensor weights_of(const PoolingOperator& op, const at::Tensor& scores, std::int64_t k,
-                      const std::optional<at::Tensor>& lengths = std::nullopt) {
-  const auto n = scores.size(1);
-  return op.forward(at::eye(n, at::kDouble).expand({scores.size(0), n, n}), scores, k, lengths).values;
 }
 
 Differentiable as_function(const PoolingOperator& op, std::int64_t k) {
@@ -102,6 +92,10 @@ TEST_F(SoftTopk, DefaultStepsConvergeOnLongInputsOfAnyShape) {
       const auto more = weights_of(*soft_topk({{"temperature", temperature}, {"newton_steps", 30}}), scores, 128);
       EXPECT_TRUE(close(found, more, 1e-7, 1e-8)) << "temperature " << temperature;
     }
+}
+
+TEST_F(SoftTopk, EqualsItsReferenceInParts) {
+  for (const double temperature : {0.01, 0.1}) expect_right_in_parts({{"name", "soft_topk"}, {"temperature", temperature}});
 }
 
 TEST_F(SoftTopk, SinkhornAloneComesToTheSamePlan) {

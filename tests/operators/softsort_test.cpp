@@ -17,6 +17,10 @@ TEST_F(SoftSort, EqualsItsReferenceAtMildTemperatures) {
     for (const double temperature : {0.03, 0.3, 1.0}) expect_right(softsort(temperature, power));
 }
 
+TEST_F(SoftSort, EqualsItsReferenceInParts) {
+  for (const double temperature : {0.01, 0.3}) expect_right_in_parts(softsort(temperature));
+}
+
 TEST_F(SoftSort, WeighsByTheDistanceToTheScoreOfThatRank) {
   const auto scores = at::tensor({0.2, 0.9, 0.5}, at::kDouble).unsqueeze(0);
   const auto linear = weights_of(softsort(0.5, 1), scores, 2)[0];

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+/// Loops over contiguous elements, compiled once for any processor and once for those with AVX2, the choice being made at
+/// run time: a build for all x86 processors would else read memory at half its speed. The loop is TRANSPOOL_INLINE, and
+/// called by a TRANSPOOL_AVX2 function where `has_avx2()`.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define TRANSPOOL_AVX2 __attribute__((target("avx2,fma")))
+#else
+#define TRANSPOOL_AVX2
+#endif
+#define TRANSPOOL_INLINE inline __attribute__((always_inline))
+
+namespace transpool {
+
+bool has_avx2();
+
+/// Asks for huge pages under a large block on the CPU that is about to be written: its first touch costs a fault a page,
+/// which takes longer than the writing.
+void prefer_huge_pages(const at::Tensor& tensor);
+
+}  // namespace transpool
