@@ -78,6 +78,15 @@ TRANSPOOL_INLINE C dot(const T* row, const C* other, std::int64_t columns) {
   return sum;
 }
 
+/// <row - mean, other>: where a row is all but its output, its digits cancel before they are multiplied.
+template <class T, class C>
+TRANSPOOL_INLINE C dot_from(const C* mean, const T* row, const C* other, std::int64_t columns) {
+  C sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < columns; ++i) sum += (static_cast<C>(row[i]) - mean[i]) * other[i];
+  return sum;
+}
+
 /// A sum over rows of one score after the other, each row weighing exp(-sharpness distance) at the score that has been
 /// reached: rows of scores that lie behind, and apart from them those of exactly that score.
 template <class C>
@@ -142,10 +151,11 @@ TRANSPOOL_INLINE void sum_columns(const Ranks<C>& ranks, const Columns& columns,
 }
 
 /// The transpose: x_gradient (n, columns) of a loss whose gradient in the unscaled sums is flow (count, columns), and the
-/// derivative of <sums, flow> in sharpness times the rows' scores, as rows that are weighed.
+/// derivative of <sums, flow> in sharpness times the rows' scores, as rows that are weighed in other outputs than their own.
+/// mean (count, columns), unless null: what each row has in its own over that, as a gain.
 template <class T, class C>
-TRANSPOOL_INLINE void spread_columns(const Ranks<C>& ranks, const Columns& columns, const T* x, const C* flow, T* x_gradient,
-                                     C* gains) {
+TRANSPOOL_INLINE void spread_columns(const Ranks<C>& ranks, const Columns& columns, const T* x, const C* flow, const C* mean,
+                                     T* x_gradient, C* gains) {
   const bool two_sided = ranks.level != nullptr;
   Scan<C> scan(columns.count);
   std::vector<C> above(static_cast<std::size_t>(two_sided ? ranks.count * columns.count : 0));
@@ -155,7 +165,9 @@ TRANSPOOL_INLINE void spread_columns(const Ranks<C>& ranks, const Columns& colum
     if (t > 0) scan.step(ranks.decay[t - 1]);
     scan.add(flow + columns.row(t));
     scan.store(static_cast<const C*>(nullptr), all.data());
-    gains[ranks.top[t]] = dot(x + row, two_sided ? scan.passed.data() : all.data(), columns.count);
+    C gain = dot(x + row, scan.passed.data(), columns.count);
+    if (mean != nullptr) gain += dot_from(mean + columns.row(t), x + row, flow + columns.row(t), columns.count);
+    gains[ranks.top[t]] = gain;
     if (two_sided) std::copy(all.begin(), all.end(), above.begin() + t * columns.count);
     else scan.store(static_cast<const C*>(nullptr), x_gradient + row);
   }
@@ -188,8 +200,8 @@ TRANSPOOL_AVX2 void sum_columns_avx2(const Ranks<C>& ranks, const Columns& colum
 
 template <class T, class C>
 TRANSPOOL_AVX2 void spread_columns_avx2(const Ranks<C>& ranks, const Columns& columns, const T* x, const C* flow,
-                                        T* x_gradient, C* gains) {
-  spread_columns(ranks, columns, x, flow, x_gradient, gains);
+                                        const C* mean, T* x_gradient, C* gains) {
+  spread_columns(ranks, columns, x, flow, mean, x_gradient, gains);
 }
 
 std::int64_t slabs_of(std::int64_t width) { return (width + slab - 1) / slab; }
@@ -226,8 +238,9 @@ std::tuple<at::Tensor, at::Tensor> sum_rows(const Order& order, const at::Tensor
   return {sums, difference};
 }
 
-/// The gradient of x (B, n, d), and the gains (B, n), from flow (B, k, d).
-std::tuple<at::Tensor, at::Tensor> spread_rows(const Order& order, const at::Tensor& x, const at::Tensor& flow) {
+/// The gradient of x (B, n, d), and the gains (B, n), from flow (B, k, d) and, unless undefined, mean (B, k, d).
+std::tuple<at::Tensor, at::Tensor> spread_rows(const Order& order, const at::Tensor& x, const at::Tensor& flow,
+                                               const at::Tensor& mean) {
   const auto n = x.size(1), k = order.top.size(1), width = x.size(2);
   const auto x_gradient = at::empty_like(x);
   prefer_huge_pages(x_gradient);
@@ -238,10 +251,11 @@ std::tuple<at::Tensor, at::Tensor> spread_rows(const Order& order, const at::Ten
       const Ranks<C> ranks(order, b);
       const auto* rows = x.const_data_ptr<scalar_t>() + b * n * width;
       const auto* given = flow.const_data_ptr<C>() + b * k * width;
+      const auto* from = mean.defined() ? mean.const_data_ptr<C>() + b * k * width : nullptr;
       auto* out = x_gradient.data_ptr<scalar_t>() + b * n * width;
       auto* gain = gains.data_ptr<C>() + (b * slabs_of(width) + index) * n;
-      if (has_avx2()) spread_columns_avx2(ranks, columns, rows, given, out, gain);
-      else spread_columns(ranks, columns, rows, given, out, gain);
+      if (has_avx2()) spread_columns_avx2(ranks, columns, rows, given, from, out, gain);
+      else spread_columns(ranks, columns, rows, given, from, out, gain);
     });
   });
   return {x_gradient, gains.sum(1)};
@@ -299,10 +313,10 @@ std::tuple<at::Tensor, at::Tensor> semiseparable_backward_cpu(
   const auto x = given_x.contiguous();
   const auto order = order_of(clean, top, rank, scalars[decay], lengths, sharpness, two_sided);
   const auto flow = (given_gradient.to(clean.scalar_type()) * scalars[scale].unsqueeze(2)).contiguous();
-  auto [x_gradient, gains] = spread_rows(order, x, flow);
+  auto [x_gradient, gains] = spread_rows(order, x, flow, two_sided ? at::Tensor() : mean.contiguous());
   // Gains count from the output's mean: a column of ones that flows as far as the mean would.
   const auto ones = at::ones({x.size(0), x.size(1), 1}, clean.options());
-  gains.sub_(std::get<1>(spread_rows(order, ones, (flow * mean).sum(2, /*keepdim=*/true))));
+  gains.sub_(std::get<1>(spread_rows(order, ones, (flow * mean).sum(2, /*keepdim=*/true), at::Tensor())));
   if (two_sided) gains.scatter_add_(1, top.to(at::kLong), (flow * slope).sum(2).neg_());
   return {x_gradient, at::where(scores.abs() <= score_bound, gains.mul_(sharpness), 0)};
 }

@@ -59,6 +59,12 @@ std::vector<at::Tensor> pass(const PoolingOperator& op, const at::Tensor& x, con
   return all;
 }
 
+/// What rounding leaves of a score's gradient whose terms cancel: they are as large as the operator is sharp.
+double rounded_gradient(const Options& options, at::ScalarType dtype, std::int64_t width) {
+  const double sharpness = options.has("alpha") ? options.real("alpha") : 1;
+  return sharpness * static_cast<double>(width) * (dtype == at::kDouble ? 0x1p-53 : 0x1p-24);
+}
+
 TEST_F(Cuda, EveryPoolingVariantGivesWhatItGivesOnTheCpu) {
   for (const auto& [name, variant] : pooling_registry().all()) {
     if (variant.capabilities.stochastic || !runs_by_name(variant)) continue;  // the devices draw other numbers
@@ -81,7 +87,8 @@ TEST_F(Cuda, EveryPoolingVariantGivesWhatItGivesOnTheCpu) {
               const double tolerance = dtype == at::kDouble ? 1e-8 : dtype == at::kFloat ? 1e-3 : 3e-2;
               for (std::size_t i = 0; i < host.size(); ++i) {
                 const double largest = std::max(1.0, host[i].abs().nan_to_num(0, 0, 0).max().item<double>());
-                EXPECT_TRUE(close(device[i].cpu(), host[i], tolerance, tolerance * largest)) << "result " << i;
+                const double rounding = i == 3 ? rounded_gradient(selection.options, dtype, x.size(2)) : 0;
+                EXPECT_TRUE(close(device[i].cpu(), host[i], tolerance, tolerance * largest + rounding)) << "result " << i;
               }
             }
   }

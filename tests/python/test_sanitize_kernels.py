@@ -24,6 +24,15 @@ class Verdict(unittest.TestCase):
         for text in ("3 errors", "1 hazard displayed (0 errors, 1 warning)", "118684 errors were not printed. Use --print-limit"):
             self.assertIn(text, sanitize_kernels.verdict_of(f"========= ERROR SUMMARY: {text}", 9))
 
+    def test_reads_in_others_kernels_of_what_none_has_written_are_told_apart(self) -> None:
+        read = "========= Uninitialized __global__ memory read of size 2 bytes\n=========     at void {}::copy_kernel()+0x870\n"
+        summary = "========= ERROR SUMMARY: 2 errors"
+        others = read.format("at::native") * 2 + summary
+        self.assertEqual(sanitize_kernels.verdict_of(others, 9), "clean, but for 2 reads in kernels of others")
+        ours = read.format("at::native") + read.format("transpool::<unnamed>") + summary
+        self.assertEqual(sanitize_kernels.verdict_of(ours, 9), "2 errors")
+        self.assertEqual(sanitize_kernels.verdict_of(read.format("at::native") + summary, 9), "2 errors")
+
     def test_a_program_that_fails_or_is_ended_is_not_clean(self) -> None:
         self.assertIn("exit code 1", sanitize_kernels.verdict_of("========= ERROR SUMMARY: 0 errors", 1))
         self.assertIn("did not end", sanitize_kernels.verdict_of("========= COMPUTE-SANITIZER", 124))
