@@ -153,7 +153,7 @@ def kernels_of(case: str, tool: str) -> list[str]:
 
 
 def sanitize(case: str, tool: str, sanitizer: str, limit: float) -> Outcome:
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "1000000", "--show-backtrace", "no",
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "1000000", "--show-backtrace", "device",
                *kernels_of(case, tool), sys.executable, __file__, "--run", case]
     begun = time.monotonic()
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
