@@ -1,9 +1,13 @@
 #include "operators/host_kernel.h"
 
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty.h>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <cstdint>
 
 namespace transpool {
@@ -15,6 +19,17 @@ bool has_avx2() {
 #else
   return false;
 #endif
+}
+
+void in_threads(std::int64_t count, std::int64_t grain, c10::function_ref<void(std::int64_t, std::int64_t)> task) {
+  if (count == 0) return;
+  // Elements whose addresses tell the parts apart, and that nobody reads or writes.
+  auto numbers = at::empty({count}, at::kByte);
+  const auto* const first = static_cast<const char*>(numbers.const_data_ptr());
+  auto iterator = at::TensorIterator::nullary_op(numbers);
+  iterator.for_each(
+      [&](char** data, const std::int64_t*, std::int64_t size) { task(data[0] - first, data[0] - first + size); },
+      std::max<std::int64_t>(grain, 1));
 }
 
 void prefer_huge_pages([[maybe_unused]] const at::Tensor& tensor) {

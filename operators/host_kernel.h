@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
 
 /// Loops over contiguous elements, compiled once for any processor and once for those with AVX2, the choice being made at
 /// run time: a build for all x86 processors would else read memory at half its speed. The loop is TRANSPOOL_INLINE, and
@@ -15,6 +16,11 @@
 namespace transpool {
 
 bool has_avx2();
+
+/// task(begin, end) for parts of 0 .. count - 1 of at least `grain`, in the threads of ATen; what it calls of ATen stays in
+/// its thread. at::parallel_for knows one thread alone unless the code that calls it is compiled with OpenMP, of which a
+/// program should not have two; that of ATen is.
+void in_threads(std::int64_t count, std::int64_t grain, c10::function_ref<void(std::int64_t, std::int64_t)> task);
 
 /// Asks for huge pages under a large block on the CPU that is about to be written: its first touch costs a fault a page,
 /// which takes longer than the writing.

@@ -7,7 +7,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <vector>
@@ -206,16 +205,18 @@ TRANSPOOL_AVX2 void spread_columns_avx2(const Ranks<C>& ranks, const Columns& co
 
 std::int64_t slabs_of(std::int64_t width) { return (width + slab - 1) / slab; }
 
-/// Calls task(batch row, index of the slab, columns) for every slab of every batch row.
+/// Calls task(batch row, index of the slab, columns) for every slab of every batch row of so many rows.
 template <class Task>
-void for_each_slab(std::int64_t batch, std::int64_t width, const Task& task) {
+void for_each_slab(std::int64_t batch, std::int64_t rows, std::int64_t width, const Task& task) {
+  constexpr std::int64_t numbers_a_thread = 262144;  // at least: to wake one takes as long as to sum some of these
   const auto slabs = slabs_of(width);
-  at::parallel_for(0, batch * slabs, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (auto i = begin; i < end; ++i) {
-      const auto first = i % slabs * slab;
-      task(i / slabs, i % slabs, Columns{width, first, std::min(slab, width - first)});
-    }
-  });
+  in_threads(batch * slabs, numbers_a_thread / std::max<std::int64_t>(rows * std::min(slab, width), 1),
+             [&](std::int64_t begin, std::int64_t end) {
+               for (auto i = begin; i < end; ++i) {
+                 const auto first = i % slabs * slab;
+                 task(i / slabs, i % slabs, Columns{width, first, std::min(slab, width - first)});
+               }
+             });
 }
 
 /// Unscaled sums (B, k, d) in the accumulation dtype of x (B, n, d), and with `differ` their difference; else an empty one.
@@ -226,7 +227,7 @@ std::tuple<at::Tensor, at::Tensor> sum_rows(const Order& order, const at::Tensor
   const auto difference = differ ? at::zeros_like(sums) : at::empty({0}, options);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "semiseparable_mixture", [&] {
     using C = at::opmath_type<scalar_t>;
-    for_each_slab(x.size(0), width, [&](std::int64_t b, std::int64_t, const Columns& columns) {
+    for_each_slab(x.size(0), n, width, [&](std::int64_t b, std::int64_t, const Columns& columns) {
       const Ranks<C> ranks(order, b);
       const auto* from = x.const_data_ptr<scalar_t>() + b * n * width;
       auto* to = sums.data_ptr<C>() + b * k * width;
@@ -247,7 +248,7 @@ std::tuple<at::Tensor, at::Tensor> spread_rows(const Order& order, const at::Ten
   const auto gains = at::empty({x.size(0), slabs_of(width), n}, flow.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "semiseparable_mixture_backward", [&] {
     using C = at::opmath_type<scalar_t>;
-    for_each_slab(x.size(0), width, [&](std::int64_t b, std::int64_t index, const Columns& columns) {
+    for_each_slab(x.size(0), n, width, [&](std::int64_t b, std::int64_t index, const Columns& columns) {
       const Ranks<C> ranks(order, b);
       const auto* rows = x.const_data_ptr<scalar_t>() + b * n * width;
       const auto* given = flow.const_data_ptr<C>() + b * k * width;

@@ -2,7 +2,6 @@
 #include "operators/pooling/soft_topk_plan.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
@@ -162,7 +161,8 @@ struct Work {
   /// Calls use(batch row, chunk), batch rows at once. What ATen does for a chunk is part of this call, in every thread.
   template <class Use>
   void for_each_chunk(const Use& use) const {
-    at::parallel_for(0, batch(), 1, [&](std::int64_t begin, std::int64_t end) {
+    // Also where there is little to do: in one thread, the library that multiplies chunks would wake others for each.
+    in_threads(batch(), 1, [&](std::int64_t begin, std::int64_t end) {
       const at::DisableRecordFunctionGuard unseen;
       const at::NoGradGuard constants;
       for (auto b = begin; b < end; ++b) transpool::for_each_chunk(spread(b), [&](const Chunk& chunk) { use(b, chunk); });
