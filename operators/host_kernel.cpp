@@ -32,6 +32,8 @@ void in_threads(std::int64_t count, std::int64_t grain, c10::function_ref<void(s
       std::max<std::int64_t>(grain, 1));
 }
 
+std::int64_t tasks_a_thread(std::int64_t numbers) { return 262144 / std::max<std::int64_t>(numbers, 1); }
+
 void prefer_huge_pages([[maybe_unused]] const at::Tensor& tensor) {
 #ifdef __linux__
   constexpr std::uintptr_t page = std::uintptr_t{2} << 20;

@@ -22,6 +22,9 @@ bool has_avx2();
 /// program should not have two; that of ATen is.
 void in_threads(std::int64_t count, std::int64_t grain, c10::function_ref<void(std::int64_t, std::int64_t)> task);
 
+/// Tasks of so many numbers each, summed or the like, that keep a thread busy for longer than it takes to wake it: a grain.
+std::int64_t tasks_a_thread(std::int64_t numbers);
+
 /// Asks for huge pages under a large block on the CPU that is about to be written: its first touch costs a fault a page,
 /// which takes longer than the writing.
 void prefer_huge_pages(const at::Tensor& tensor);

@@ -18,18 +18,18 @@ constexpr double floor_logit = -1e300;
 /// u (B, n) without the element at `top` (B, 1), the row of its largest.
 at::Tensor without(const at::Tensor& u, const at::Tensor& top) { return u.scatter(1, top, floor_logit); }
 
-/// Whether what a row of more than half the weight asks for may be left out. Only the CPU is asked: on a device the answer
-/// would cost more than the work.
-bool none_is_heavy(const at::Tensor& weights) { return weights.is_cpu() && !(weights > 0.5).any().item<bool>(); }
+/// Whether what rows of more than half the weight ask for may be left out, `heavy` telling them. Only the CPU is asked: on a
+/// device the answer would cost more than the work.
+bool none_of(const at::Tensor& heavy) { return heavy.is_cpu() && !heavy.any().item<bool>(); }
 
 /// log(1 - p) of p = softmax(u). A row that has more than half the weight is taken as log sum of the others - log sum of
 /// all, so that p = 1 costs no digits. All others alike, so that equal scores stay equal bit for bit.
 at::Tensor log_rest(const at::Tensor& u, const at::Tensor& log_weights, const at::Tensor& top) {
   const auto weights = log_weights.exp();
-  const auto light = at::log1p(-weights.clamp_max(0.5));
-  if (none_is_heavy(weights)) return light;
+  const auto light = at::log1p(-weights.clamp_max(0.5)), heavy = weights > 0.5;
+  if (none_of(heavy)) return light;
   const auto rest = without(u, top).logsumexp(1, /*keepdim=*/true) - u.logsumexp(1, /*keepdim=*/true);
-  return at::where(weights > 0.5, rest, light);
+  return at::where(heavy, rest, light);
 }
 
 /// Rounds p = softmax(a / t), a += log(1 - p). Plain autograd would keep several tensors (B, n) a round, all in
@@ -80,11 +80,11 @@ class RelaxedSubsetFunction : public torch::autograd::Function<RelaxedSubsetFunc
   /// and (p - [j]) p_j / (1 - p_j) for every other.
   static at::Tensor push_backward(const at::Tensor& gradient, const at::Tensor& log_weight, const at::Tensor& weight,
                                   const at::Tensor& top) {
-    if (none_is_heavy(weight)) {
+    const auto heavy = weight > 0.5;
+    if (none_of(heavy)) {
       const auto light = gradient * weight / (1 - weight);
       return weight * light.sum(1, /*keepdim=*/true) - light;
     }
-    const auto heavy = weight > 0.5;
     const auto light = gradient.masked_fill(heavy, 0) * weight / (1 - weight.clamp_max(0.5));
     const auto lead = (gradient * heavy).sum(1, /*keepdim=*/true);
     const auto others = without(log_weight, top).softmax(1);

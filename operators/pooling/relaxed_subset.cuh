@@ -1,13 +1,13 @@
 #pragma once
 
+#include "operators/pooling/launching.cuh"
 #include "operators/pooling/relaxed_subset_cuda.h"
 #include "operators/pooling/row_access.cuh"
+#include "operators/pooling/warp.cuh"
 
 namespace transpool {
 namespace {
 
-constexpr int lanes = 32;
-constexpr unsigned every_lane = 0xffffffffu;
 constexpr int nodes = relaxed_subset_nodes;
 constexpr int frame_size = relaxed_subset_frame + 2 * nodes;
 constexpr double floor_logit = -1e300;
@@ -119,11 +119,6 @@ void by_element(Element element, Call call) {
     case Element::float16: call.template operator()<float, __half>(); break;
     case Element::bfloat16: call.template operator()<float, __nv_bfloat16>(); break;
   }
-}
-
-inline const char* launch_error() {
-  const auto error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 /// Lets the kernel that is launched beside this one begin.

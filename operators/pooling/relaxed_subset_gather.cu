@@ -1,4 +1,3 @@
-#include "operators/pooling/occupancy.cuh"
 #include "operators/pooling/relaxed_subset_series.cuh"
 
 #include <algorithm>

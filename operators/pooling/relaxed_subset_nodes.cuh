@@ -12,12 +12,6 @@ namespace {
 template <class S>
 constexpr double smooth = std::is_same_v<S, double> ? 512 : 16;
 
-template <class C>
-__device__ C sum_over_warp(C value) {
-  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(every_lane, value, step);
-  return value;
-}
-
 __device__ inline double series_scale(int q) { return (q == 0 ? 1.0 : 2.0) / nodes; }
 
 /// 1 - (1 - p)^power for small p and power * p (see `smooth`), by the binomial series.

@@ -7,7 +7,7 @@ namespace {
 constexpr int threads = 256;
 constexpr int tile_rows = 128, tile_columns = 64, tile_inner = 16;
 constexpr int warp_rows = 32, warp_columns = 32;
-constexpr int blocks_at_once = 264;  // that go through all tiles: few, since most launches find nothing to do
+constexpr int most_blocks = 264;  // that go through all tiles: few, since most launches find nothing to do
 
 /// A factor of a product as it stands in memory.
 struct Factor {
@@ -164,7 +164,7 @@ const char* multiply(const RelaxedSubsetArguments& a, const Product& product, vo
   const auto tiles =
       a.batch * ((product.rows + tile_rows - 1) / tile_rows) * ((product.columns + tile_columns - 1) / tile_columns);
   if (tiles == 0) return nullptr;
-  const auto blocks = static_cast<unsigned>(tiles < blocks_at_once ? tiles : blocks_at_once);
+  const auto blocks = static_cast<unsigned>(tiles < most_blocks ? tiles : most_blocks);
   by_element(a.element,
              [&]<class S, class E>() { launch(product_kernel<S, E>, dim3(blocks), threads, false, stream, a, product); });
   return launch_error();

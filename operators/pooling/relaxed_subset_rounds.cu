@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(threads) moments_kernel(RelaxedSubsetArguments
   a.sums[((b * parts + part) * 2 + group) * nodes + q] = sum;
 }
 
-/// The same in float32, times `scale`. Terms in pairs, since a round waits for their sum.
+/// `Binomial` in float32, times `scale`, and good from `smooth<float>` on. Terms in pairs, since a round waits for their
+/// sum.
 struct ShortBinomial {
   float factor[6];
 

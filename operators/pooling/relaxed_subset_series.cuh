@@ -99,6 +99,7 @@ struct Spread {
   int spans = 1;       // blocks that share the columns; where dots are wanted there is one
 };
 
+/// Launches the pass; `beside`: from when on the last kernel on the stream allows it.
 void spread_series(const RelaxedSubsetArguments& arguments, Spread pass, bool beside, void* stream);
 
 }  // namespace transpool

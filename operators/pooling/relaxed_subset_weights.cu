@@ -11,7 +11,7 @@ constexpr int window = relaxed_subset_window;
 /// Adjacent columns of a thread.
 template <class S>
 constexpr int columns = std::is_same_v<S, double> ? 1 : 4;
-constexpr int blocks_at_once = 1056;  // that go through all columns and windows: few, since most launches find nothing to do
+constexpr int most_blocks = 1056;  // that go through all columns and windows: few, since most launches find nothing to do
 
 template <class S>
 __host__ __device__ std::int64_t blocks_of(const RelaxedSubsetArguments& a) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(threads) weights_kernel(RelaxedSubsetArguments
 const char* relaxed_subset_weights_cuda(const RelaxedSubsetArguments& arguments, void* stream) {
   by_element(arguments.element, [&]<class S, class E>() {
     const auto places = arguments.batch * windows_of(arguments) * blocks_of<S>(arguments);
-    const auto blocks = static_cast<unsigned>(places < blocks_at_once ? places : blocks_at_once);
+    const auto blocks = static_cast<unsigned>(places < most_blocks ? places : most_blocks);
     launch(weights_kernel<S, E>, dim3(blocks), threads, false, stream, arguments, places);
   });
   return launch_error();

@@ -26,6 +26,7 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
 using State = SemiseparableState;
+using enum SemiseparableState::Scalar;
 
 #ifdef TRANSPOOL_CUDA
 

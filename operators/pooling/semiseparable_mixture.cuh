@@ -1,15 +1,15 @@
 #pragma once
 
+#include "operators/pooling/launching.cuh"
 #include "operators/pooling/row_access.cuh"
 #include "operators/pooling/semiseparable_mixture_cuda.h"
+#include "operators/pooling/warp.cuh"
 
 #include <initializer_list>
 
 namespace transpool {
 namespace {
 
-constexpr int lanes = 32;
-constexpr unsigned every_lane = 0xffffffffu;
 constexpr int rest_threads = 256;
 
 /// How a block scans: segments of ranks, one a warp, and loads that a lane has under way. Together they fill the registers:
@@ -37,12 +37,6 @@ __device__ C* part_of(void* all, std::int64_t b, std::int64_t size) {
 
 __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }
-
-template <class C>
-__device__ C sum_over_warp(C value) {
-  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(every_lane, value, step);
-  return value;
-}
 
 /// The same order of additions whenever it runs. One synchronisation a call: calls take turns with two buffers.
 template <class C>
@@ -184,11 +178,6 @@ __device__ void store_row(T* to, const C (&row)[V]) {
 #pragma unroll
   for (int v = 0; v < V; ++v) pack.element[v] = static_cast<T>(row[v]);
   *reinterpret_cast<Pack<T, V>*>(to) = pack;
-}
-
-inline const char* launch_error() {
-  const auto error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 inline bool aligned(const SemiseparableArguments& a, std::size_t bytes) {

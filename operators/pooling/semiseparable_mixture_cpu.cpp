@@ -14,6 +14,8 @@
 namespace transpool {
 namespace {
 
+using enum SemiseparableState::Scalar;
+
 /// Columns that one task sums, whatever the number of threads, on which no sum may depend.
 constexpr std::int64_t slab = 128;
 
@@ -208,15 +210,13 @@ std::int64_t slabs_of(std::int64_t width) { return (width + slab - 1) / slab; }
 /// Calls task(batch row, index of the slab, columns) for every slab of every batch row of so many rows.
 template <class Task>
 void for_each_slab(std::int64_t batch, std::int64_t rows, std::int64_t width, const Task& task) {
-  constexpr std::int64_t numbers_a_thread = 262144;  // at least: to wake one takes as long as to sum some of these
   const auto slabs = slabs_of(width);
-  in_threads(batch * slabs, numbers_a_thread / std::max<std::int64_t>(rows * std::min(slab, width), 1),
-             [&](std::int64_t begin, std::int64_t end) {
-               for (auto i = begin; i < end; ++i) {
-                 const auto first = i % slabs * slab;
-                 task(i / slabs, i % slabs, Columns{width, first, std::min(slab, width - first)});
-               }
-             });
+  in_threads(batch * slabs, tasks_a_thread(rows * std::min(slab, width)), [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = begin; i < end; ++i) {
+      const auto first = i % slabs * slab;
+      task(i / slabs, i % slabs, Columns{width, first, std::min(slab, width - first)});
+    }
+  });
 }
 
 /// Unscaled sums (B, k, d) in the accumulation dtype of x (B, n, d), and with `differ` their difference; else an empty one.

@@ -10,11 +10,11 @@ namespace transpool {
 /// What the backward pass of `semiseparable_mixture` reads besides the inputs, as the dispatcher takes it. `mean` and
 /// `slope` are empty where absent. See SemiseparableArguments for each.
 struct SemiseparableState {
+  /// Which of scalars (4, B, k).
+  enum Scalar { decay, scale, tilt, score_slope, scalar_count };
+
   at::Tensor clean, top, rank, scalars, mean, slope;
 };
-
-/// scalars (4, B, k)
-enum SemiseparableScalar { decay, scale, tilt, score_slope, scalar_count };
 
 /// Values, mixed scores, positions, and the state. An operator gives no tensor twice: the float64 and float32 values stand
 /// for their own mean.

@@ -23,18 +23,12 @@ constexpr double parting_gap = 80;
 constexpr double ridge = 1e-14;
 
 /// The k anchors of ranks 1..k, each of which takes one row, and the one of the rest, which takes length - k rows; a target
-/// that takes nothing is inactive.
-struct Targets {
-  at::Tensor mass;    // (B, k + 1) float64
-  at::Tensor active;  // (B, k + 1) bool
-};
-
-Targets targets_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths) {
+/// that takes nothing is inactive. What each takes: (B, k + 1) float64.
+at::Tensor mass_of(const at::Tensor& scores, std::int64_t k, const std::optional<at::Tensor>& lengths) {
   const auto length = lengths ? lengths->to(at::kDouble).unsqueeze(1)
                               : at::full({scores.size(0), 1}, static_cast<double>(scores.size(1)), scores.options());
   const auto height = at::arange(k, -1, -1, scores.options());
-  const auto mass = at::where(height > 0, (length + height - k).clamp(0, 1), (length - k).clamp_min(0));
-  return {mass, mass > 0};
+  return at::where(height > 0, (length + height - k).clamp(0, 1), (length - k).clamp_min(0));
 }
 
 /// (B, n) scores over the temperature by rank, 0 for the highest, the source rows of the ranks, and (B, k + 1) potentials
@@ -66,12 +60,11 @@ class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
   static Variable forward(AutogradContext* context, const at::Tensor& scores, std::int64_t k,
                           const std::optional<at::Tensor>& lengths, double temperature, std::int64_t iterations,
                           std::int64_t newton_steps, at::ScalarType dtype) {
-    const auto targets = targets_of(scores, k, lengths);
+    const auto mass = mass_of(scores, k, lengths);
     const auto start = start_of(scores, k, lengths, temperature);
-    const auto potentials =
-        start.potentials.masked_fill(targets.active.logical_not(), -std::numeric_limits<double>::infinity());
-    const auto [weights, found] = soft_topk_plan(start.falling, start.order, potentials, targets.mass, lengths, iterations,
-                                                 newton_steps, ridge, dtype);
+    const auto potentials = start.potentials.masked_fill(mass <= 0, -std::numeric_limits<double>::infinity());
+    const auto [weights, found] =
+        soft_topk_plan(start.falling, start.order, potentials, mass, lengths, iterations, newton_steps, ridge, dtype);
     context->saved_data["k"] = k;
     context->saved_data["temperature"] = temperature;
     context->save_for_backward({start.falling, found, lengths.value_or(at::Tensor()), start.order});
@@ -81,8 +74,8 @@ class SoftTopkFunction : public torch::autograd::Function<SoftTopkFunction> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const auto lengths = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
-    const auto targets = targets_of(saved[0], context->saved_data["k"].toInt(), lengths);
-    const auto gradient = soft_topk_plan_backward(gradients[0], saved[0], saved[3], saved[1], targets.mass, lengths, ridge)
+    const auto mass = mass_of(saved[0], context->saved_data["k"].toInt(), lengths);
+    const auto gradient = soft_topk_plan_backward(gradients[0], saved[0], saved[3], saved[1], mass, lengths, ridge)
                               .div_(context->saved_data["temperature"].toDouble());
     return {gradient, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
   }

@@ -1,13 +1,13 @@
 #pragma once
 
+#include "operators/pooling/launching.cuh"
 #include "operators/pooling/row_access.cuh"
 #include "operators/pooling/soft_topk_cuda.h"
+#include "operators/pooling/warp.cuh"
 
 namespace transpool {
 namespace {
 
-constexpr int lanes = 32;
-constexpr unsigned every_lane = 0xffffffffu;
 constexpr int chunk = soft_topk_chunk;
 /// Logarithm of a share of a row that no sum in float64 shows.
 constexpr double invisible = -50;
@@ -39,12 +39,6 @@ __device__ inline Row row_of(const SoftTopkArguments& a, std::int64_t b, std::in
   return {a.levels[b * a.length + rank], norm.x, norm.y};
 }
 
-template <class C>
-__device__ C sum_over_warp(C value) {
-  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(every_lane, value, step);
-  return value;
-}
-
 /// The same order of additions in every run.
 template <int Threads>
 __device__ double sum_over_block(double value) {
@@ -56,11 +50,6 @@ __device__ double sum_over_block(double value) {
   value = 0;
   for (int warp = 0; warp < Threads / lanes; ++warp) value += of_warps[warp];
   return value;
-}
-
-inline const char* launch_error() {
-  const auto error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 inline unsigned blocks_for(std::int64_t count, std::int64_t each) {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "operators/pooling/occupancy.cuh"
+#include "operators/pooling/launching.cuh"
 #include "operators/pooling/row_access.cuh"
 #include "operators/pooling/successive_halving_cuda.h"
 

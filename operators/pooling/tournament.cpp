@@ -1,7 +1,6 @@
 #include "operators/pooling/tournament.h"
 
 #include "operators/host_kernel.h"
-
 #include "operators/pooling/selection.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -75,8 +74,8 @@ void sort_ranked(std::vector<Ranked>& all, std::vector<Ranked>& spare) {
   }
 }
 
-/// How many rows of `n` a thread should at least order: to wake one takes as long as to order some thousands of places.
-std::int64_t rows_a_thread(std::int64_t n) { return std::max<std::int64_t>(1, 8192 / std::max<std::int64_t>(n, 1)); }
+/// Numbers that are summed while one is put in order.
+constexpr std::int64_t sums_a_place = 32;
 
 /// Indices (B, N) of float64 scores (B, N) in falling order, ties to the lower index. On a CPU by a sort of our own, which
 /// is several times faster than the general one.
@@ -87,7 +86,7 @@ at::Tensor falling_order(const at::Tensor& scores) {
   auto order = at::empty(given.sizes(), given.options().dtype(at::kLong));
   const auto* from = given.const_data_ptr<double>();
   auto* to = order.mutable_data_ptr<std::int64_t>();
-  in_threads(given.size(0), rows_a_thread(n), [&](std::int64_t begin, std::int64_t end) {
+  in_threads(given.size(0), tasks_a_thread(sums_a_place * n), [&](std::int64_t begin, std::int64_t end) {
     std::vector<Ranked> all(static_cast<std::size_t>(n)), spare(static_cast<std::size_t>(n));
     for (std::int64_t b = begin; b < end; ++b) {
       for (std::int64_t i = 0; i < n; ++i) all[static_cast<std::size_t>(i)] = {falling_key(from[b * n + i]), i};
@@ -106,7 +105,7 @@ at::Tensor source_order(const at::Tensor& leaders, std::int64_t places) {
   auto order = at::empty_like(given);
   const auto* from = given.const_data_ptr<std::int64_t>();
   auto* to = order.mutable_data_ptr<std::int64_t>();
-  in_threads(given.size(0), rows_a_thread(n), [&](std::int64_t begin, std::int64_t end) {
+  in_threads(given.size(0), tasks_a_thread(places), [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::int64_t> standing(static_cast<std::size_t>(places));
     for (std::int64_t b = begin; b < end; ++b) {
       std::fill(standing.begin(), standing.end(), -1);

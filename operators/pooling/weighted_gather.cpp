@@ -32,11 +32,6 @@ Sizes sizes_of(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& we
   return {x.size(0), x.size(1), rows.size(1), rows.size(2), x.size(2)};
 }
 
-/// Output rows that keep a thread busy for longer than it takes to wake it.
-std::int64_t grain(const Sizes& s) {
-  return std::max<std::int64_t>(1, 262144 / std::max<std::int64_t>(1, s.fan_in * s.width));
-}
-
 /// Rows stand anywhere in x: the processor cannot guess the next one.
 template <class T>
 TRANSPOOL_INLINE void prefetch_row(const T* row, std::int64_t width) {
@@ -93,7 +88,7 @@ TRANSPOOL_AVX2 void forward_slots_avx2(const Sizes& s, const T* x, const std::in
 
 template <class T, class Sum>
 void forward_rows(const Sizes& s, const T* x, const std::int64_t* rows, const Sum* weights, T* out) {
-  in_threads(s.batch * s.slots, grain(s), [&](std::int64_t begin, std::int64_t end) {
+  in_threads(s.batch * s.slots, tasks_a_thread(s.fan_in * s.width), [&](std::int64_t begin, std::int64_t end) {
     if (has_avx2()) forward_slots_avx2(s, x, rows, weights, out, begin, end);
     else forward_slots(s, x, rows, weights, out, begin, end);
   });
@@ -140,7 +135,7 @@ TRANSPOOL_AVX2 void backward_slots_avx2(const Sizes& s, const T* x, const std::i
 template <class T, class Sum>
 void backward_rows(const Sizes& s, const T* x, const std::int64_t* rows, const Sum* weights, const T* out_gradient,
                    T* x_gradient, Sum* weight_gradient) {
-  in_threads(s.batch * s.slots, grain(s), [&](std::int64_t begin, std::int64_t end) {
+  in_threads(s.batch * s.slots, tasks_a_thread(s.fan_in * s.width), [&](std::int64_t begin, std::int64_t end) {
     if (has_avx2()) backward_slots_avx2(s, x, rows, weights, out_gradient, x_gradient, weight_gradient, begin, end);
     else backward_slots(s, x, rows, weights, out_gradient, x_gradient, weight_gradient, begin, end);
   });
