@@ -12,17 +12,17 @@ operator takes. The operators' library is TRANSPOOL_LIBRARY, or lib/ of a bundle
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import kernel_cases  # noqa: E402
 
 BATCH, N, K, WIDTH = 16, 8192, 512, 512
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
@@ -49,13 +49,7 @@ def pool(name: str, dtype: str, options: str = "", n: int = N, k: int = K) -> Ca
 
 
 def layer() -> None:
-    import torch
-
-    x = torch.randn(BATCH, N, WIDTH, device="cuda", dtype=torch.bfloat16)
-    weight, bias = (torch.randn(size, device="cuda", dtype=torch.bfloat16) / 16 for size in (WIDTH, 1))
-    out, _, _, scores, leaves = torch.ops.transpool.successive_halving_layer(x, weight, bias, None, K, 1e-5, 20.0, True, True, 0.0)
-    torch.ops.transpool.successive_halving_layer_backward(torch.randn_like(out), None, x, weight, bias, scores, leaves, 1e-5, 20.0,
-                                                          0.0, torch.bfloat16)
+    kernel_cases.layer_pass(BATCH, N, K, WIDTH, "bfloat16")
 
 
 def attend(name: str, options: str = "", padded: bool = False) -> Callable[[], None]:
@@ -134,24 +128,11 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/counters"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", default=list(CASES), help="among: " + "; ".join(CASES))
-    parser.add_argument("--ncu", default=shutil.which("ncu") or "/usr/local/cuda/bin/ncu", help="default: %(default)s")
-    parser.add_argument("--run", choices=CASES, metavar="CASE", help="only run that case, which is what ncu is given")
-    arguments = parser.parse_args()
-    if arguments.run:
-        import measure_peers
-
-        measure_peers.load_library()
-        CASES[arguments.run]()
-        return 0
-    if not Path(arguments.ncu).is_file():
-        parser.error(f"--ncu {arguments.ncu}: there is no such program")
+    arguments = kernel_cases.arguments_of(__doc__, CASES, "out/counters", "--ncu", "ncu")
     rows: list[dict[str, str]] = []
     for case in arguments.cases:
         print(case, file=sys.stderr, flush=True)
-        rows += count(case, arguments.ncu)
+        rows += count(case, arguments.program)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "counters.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["case", "kernel", *COUNTERS.values(), *(STALL.format(s) for s in STALLS.values())], extrasaction="ignore")

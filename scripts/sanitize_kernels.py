@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import kernel_cases  # noqa: E402
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 OURS = ["--kernel-name", "kns=transpool"]
@@ -75,16 +76,8 @@ def attend(name: str, options: str = "") -> Callable[[], None]:
 
 def layer(k: int, dtype: str) -> Callable[[], None]:
     def run() -> None:
-        import torch
-
-        kind = getattr(torch, dtype)
-        for n, width, lengths in ((1024, 128, None), (1000, 61, [999, 17])):
-            x = torch.randn(2, n, width, device="cuda", dtype=kind)
-            weight, bias = (torch.randn(size, device="cuda", dtype=kind) / 16 for size in (width, 1))
-            given = None if lengths is None else torch.tensor(lengths, device="cuda")
-            out, _, _, scores, leaves = torch.ops.transpool.successive_halving_layer(x, weight, bias, given, k, 1e-5, 20.0, True, True, 0.0)
-            torch.ops.transpool.successive_halving_layer_backward(torch.randn_like(out), None, x, weight, bias, scores, leaves, 1e-5, 20.0,
-                                                                  0.0, kind)
+        kernel_cases.layer_pass(2, 1024, k, 128, dtype)
+        kernel_cases.layer_pass(2, 1000, k, 61, dtype, [999, 17])
 
     return run
 
@@ -184,27 +177,16 @@ def write(out: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/sanitizer"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", default=list(CASES), help="among: " + "; ".join(CASES))
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="default: all")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="at a time (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="of a case under a tool (default: %(default)s)")
-    parser.add_argument("--sanitizer", default=shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer", help="default: %(default)s")
-    parser.add_argument("--run", choices=CASES, metavar="CASE", help="only run that case, which is what compute-sanitizer is given")
-    arguments = parser.parse_args()
-    if arguments.run:
-        import measure_peers
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="default: all")
+        parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="at a time (default: %(default)s)")
+        parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="of a case under a tool (default: %(default)s)")
 
-        measure_peers.load_library()
-        CASES[arguments.run]()
-        return 0
-    if not Path(arguments.sanitizer).is_file():
-        parser.error(f"--sanitizer {arguments.sanitizer}: there is no such program")
+    arguments = kernel_cases.arguments_of(__doc__, CASES, "out/sanitizer", "--sanitizer", "compute-sanitizer", more)
     work = [(case, tool) for tool in arguments.tools for case in arguments.cases]
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(arguments.jobs) as pool_of_jobs:
-        for outcome in pool_of_jobs.map(lambda job: sanitize(*job, arguments.sanitizer, arguments.limit), work):
+        for outcome in pool_of_jobs.map(lambda job: sanitize(*job, arguments.program, arguments.limit), work):
             print(f"{outcome.tool} {outcome.case}: {outcome.verdict}, {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
             outcomes.append(outcome)
             write(arguments.out, outcomes)
